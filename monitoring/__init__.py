@@ -1,0 +1,1 @@
+"""Metrics from frozen stats: one table of metrics, exporter, NVML, dashboards and alert rules."""
