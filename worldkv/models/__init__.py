@@ -1,0 +1,1 @@
+"""World models behind one protocol (`base`): `rooms` ships with trained weights."""

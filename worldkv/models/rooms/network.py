@@ -1,0 +1,208 @@
+"""The causal DiT of the rooms model: noisy pixels of one chunk in, the clean picture (x0) out.
+
+A token is one PATCH x PATCH square of one latent frame; a latent frame is a video frame (there is no VAE).
+Attention is left to the caller, who decides what is attended to: `Attend` gets a layer's queries, keys and values
+before rotation. Training passes a block-causal mask over a whole clip, inference an assembled window.
+
+Shapes: B sessions, L layers, F latent frames, S tokens per latent frame, T = F * S tokens, H heads, D head dim,
+E = H * D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q_BTHD, k_BTHD, v_BTHD), all un-rotated -> attended values [B, T, H, D]."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that fixes the tensors of a checkpoint."""
+
+    image: int = 80  # pixels, square
+    patch: int = 10
+    layers: int = 10
+    heads: int = 5
+    head_dim: int = 64
+    mlp_ratio: int = 4
+    frames_per_chunk: int = 3
+    trained_frames: int = 48  # clip length of training: temporal positions beyond are untrained
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def side(self) -> int:
+        """Tokens along one side of a frame."""
+        return self.image // self.patch
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.side**2
+
+
+class RoomsNetwork(nn.Module):
+    """Weights and the forward pass; stateless."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        E = shape.width
+        self.patch_in = nn.Linear(3 * shape.patch**2, E)
+        self.place = nn.Parameter(torch.zeros(shape.tokens_per_frame, E))
+        self.ray_in = nn.Linear(RAY_FEATURES, E)
+        self.ray_out = nn.Linear(E, E)
+        self.noise_in = nn.Linear(NOISE_FEATURES, E)
+        self.noise_out = nn.Linear(E, 6 * E)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.head_bias = nn.Parameter(torch.zeros(2, E))
+        self.head_noise = nn.Linear(E, 2 * E)
+        self.head = nn.Linear(E, 3 * shape.patch**2)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in (self.noise_out, self.head_noise, self.head):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        nn.init.normal_(self.place, std=0.02)
+
+    def cameras(self, c2w_BF44: Tensor, tangent: float) -> Tensor:
+        """What every layer needs of the poses, [L, B, T, E]: independent of the noise level, so once per chunk.
+
+        `tangent` is that of half the field of view. Poses are relative to the rollout's first.
+        """
+        # Positions lose their last digits in bf16, and with them the geometry: this part stays in float32.
+        with torch.autocast(c2w_BF44.device.type, enabled=False):
+            rays = ray_features(c2w_BF44, self.shape.side, tangent)
+            seen = self.ray_out(fn.silu(self.ray_in(rays)))
+        return torch.stack([block.camera(seen) for block in self.blocks])  # type: ignore[operator]
+
+    def forward(self, pixels_BFCHW: Tensor, noise_BF: Tensor, cameras_LBTE: Tensor, attend: Attend) -> Tensor:
+        """Estimate of the clean pixels [B, F, 3, image, image] in [-1, 1].
+
+        `noise_BF` is the noise level of each frame in [0, 1]: x = (1 - noise) clean + noise Gaussian.
+        """
+        B, F = noise_BF.shape
+        tokens = patchify(pixels_BFCHW, self.shape.patch)
+        x = self.patch_in(tokens) + self.place.repeat(F, 1)
+        level = self.noise_in(noise_features(noise_BF).to(x.dtype))
+        shared = self.noise_out(fn.silu(level)).reshape(B, F, 6, -1)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, shared, cameras_LBTE[layer], layer, attend)
+        shift, scale = (self.head_bias + self.head_noise(fn.silu(level)).reshape(B, F, 2, -1)).unbind(2)
+        x = self.head(_modulate(x, shift, scale))
+        return unpatchify(x, F, self.shape.patch)
+
+
+class Block(nn.Module):
+    """Self-attention with the camera in its input, then an MLP; Wan-style modulation: shared, plus a bias."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        E = shape.width
+        self.heads, self.head_dim = shape.heads, shape.head_dim
+        self.bias = nn.Parameter(torch.randn(6, E) / E**0.5)
+        self.camera = nn.Linear(E, E)
+        self.qkv = nn.Linear(E, 3 * E)
+        self.norm_q = nn.RMSNorm(shape.head_dim, eps=1e-6)
+        self.norm_k = nn.RMSNorm(shape.head_dim, eps=1e-6)
+        self.out = nn.Linear(E, E)
+        self.up = nn.Linear(E, shape.mlp_ratio * E)
+        self.down = nn.Linear(shape.mlp_ratio * E, E)
+        for module in (self.out, self.down):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self, x: Tensor, shared_BF6E: Tensor, camera_BTE: Tensor, layer: int, attend: Attend
+    ) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (shared_BF6E + self.bias).unbind(2)
+        B, T, E = x.shape
+        q, k, v = (
+            self.qkv(_modulate(x, shift_a, scale_a) + camera_BTE)
+            .reshape(B, T, 3, self.heads, self.head_dim)
+            .unbind(2)
+        )
+        attended = attend(layer, self.norm_q(q), self.norm_k(k), v).reshape(B, T, E)
+        x = x + _per_frame(self.out(attended), 1 + gate_a)
+        hidden = fn.gelu(self.up(_modulate(x, shift_m, scale_m)), approximate="tanh")
+        return x + _per_frame(self.down(hidden), 1 + gate_m)
+
+
+def _modulate(x_BTE: Tensor, shift_BFE: Tensor, scale_BFE: Tensor) -> Tensor:
+    normal = fn.layer_norm(x_BTE, x_BTE.shape[-1:])
+    return _per_frame(normal, 1 + scale_BFE, shift_BFE)
+
+
+def _per_frame(x_BTE: Tensor, scale_BFE: Tensor, shift_BFE: Tensor | None = None) -> Tensor:
+    """Scale (and shift) the tokens of each frame by that frame's vector."""
+    B, T, E = x_BTE.shape
+    x = x_BTE.reshape(B, scale_BFE.shape[1], -1, E) * scale_BFE[:, :, None]
+    if shift_BFE is not None:
+        x = x + shift_BFE[:, :, None]
+    return x.reshape(B, T, E)
+
+
+def patchify(pixels_BFCHW: Tensor, patch: int) -> Tensor:
+    """[B, F, 3, H, W] -> tokens [B, F * S, 3 * patch * patch], row by row."""
+    B, F, C, H, W = pixels_BFCHW.shape
+    x = pixels_BFCHW.reshape(B, F, C, H // patch, patch, W // patch, patch)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, F * (H // patch) * (W // patch), C * patch * patch)
+
+
+def unpatchify(tokens_BTP: Tensor, frames: int, patch: int) -> Tensor:
+    """The inverse of `patchify` for square frames."""
+    B, T, _ = tokens_BTP.shape
+    side = round((T // frames) ** 0.5)
+    x = tokens_BTP.reshape(B, frames, side, side, 3, patch, patch)
+    return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, frames, 3, side * patch, side * patch)
+
+
+NOISE_FEATURES = 64
+_POSITION_WAVES = (16.0, 8.0, 4.0, 2.0, 1.0)  # cells
+_HEADING_HARMONICS = (1, 2, 4, 8)
+RAY_FEATURES = 2 * 2 * len(_POSITION_WAVES) + 2 * len(_HEADING_HARMONICS) + 9
+
+
+def noise_features(noise_BF: Tensor) -> Tensor:
+    """Sinusoids of the noise level, [B, F, NOISE_FEATURES]."""
+    octaves = 2.0 ** torch.linspace(-1, 9, NOISE_FEATURES // 2, device=noise_BF.device)
+    angle = noise_BF.float()[..., None] * octaves
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def ray_features(c2w_BF44: Tensor, side: int, tangent: float) -> Tensor:
+    """The ray through each token's middle, [B, F * side * side, RAY_FEATURES] float32.
+
+    Pluecker coordinates (direction, moment), the camera centre, and sinusoids of position and heading, which let
+    attention compare places at several scales.
+    """
+    c2w = c2w_BF44.float()
+    B, F = c2w.shape[:2]
+    middle = ((torch.arange(side, device=c2w.device) + 0.5) / side * 2 - 1) * tangent
+    v, u = torch.meshgrid(middle, middle, indexing="ij")
+    camera_ray = torch.stack([u, v, torch.ones_like(u)], -1).reshape(-1, 3)
+    camera_ray = camera_ray / camera_ray.norm(dim=-1, keepdim=True)
+    ray = torch.einsum("bfij,sj->bfsi", c2w[..., :3, :3], camera_ray)
+    eye = c2w[..., None, :3, 3].expand_as(ray)
+    waves = 2 * torch.pi / torch.tensor(_POSITION_WAVES, device=c2w.device)
+    place = (eye[..., [0, 2], None] * waves).flatten(-2)
+    harmonics = torch.tensor(_HEADING_HARMONICS, device=c2w.device)
+    heading = torch.atan2(ray[..., 0], ray[..., 2])[..., None] * harmonics
+    parts = [
+        place.sin(),
+        place.cos(),
+        heading.sin(),
+        heading.cos(),
+        ray,
+        torch.linalg.cross(eye, ray) / 4,
+        eye / 4,
+    ]
+    return torch.cat(parts, -1).reshape(B, F * side * side, RAY_FEATURES)

@@ -1,0 +1,114 @@
+"""Read and write the rooms checkpoint: float16 safetensors shards under Hugging Face names, and config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from worldkv.errors import CheckpointError
+from worldkv.models.rooms.network import RoomsNetwork, Shape
+
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+MODEL_TYPE = "worldkv-rooms"
+# Repositories and package indexes dislike single files above 15 MiB.
+SHARD_BYTES = 14 * 2**20
+
+
+def save(network: RoomsNetwork, folder: Path, tangent: float) -> None:
+    """Write config, shards and index into `folder`, which is created."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.half().contiguous().cpu() for name, tensor in network.state_dict().items()}
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    room = SHARD_BYTES
+    for name, tensor in state.items():
+        if tensor.nbytes > room:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, str(folder / file), metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+    config = {"model_type": MODEL_TYPE, "tangent_half_fov": tangent, **asdict(network.shape)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def load(folder: Path) -> tuple[RoomsNetwork, float, str]:
+    """The network (float32, CPU, eval mode), the tangent of half its field of view, and the weights' digest.
+
+    The digest is the xxh3-128 of all shards: the model epoch that chunks carry. Raises CheckpointError.
+    """
+    shape, tangent = _read_config(folder / CONFIG)
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{folder / INDEX}: no weight_map in it")
+    with torch.device("meta"):
+        network = RoomsNetwork(shape)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    if missing := sorted(expected.keys() - weight_map.keys()):
+        raise CheckpointError(f"{folder / INDEX}: tensor {missing[0]} is missing ({len(missing)} in all)")
+    state, digest = {}, xxhash.xxh3_128()
+    for file in sorted(set(weight_map.values())):
+        state |= _read_shard(folder / file, expected)
+        digest.update((folder / file).read_bytes())
+    if absent := sorted(expected.keys() - state.keys()):
+        raise CheckpointError(f"{folder}: no shard holds tensor {absent[0]} ({len(absent)} missing in all)")
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False).eval(), tangent, digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; a rooms checkpoint has {CONFIG} and {INDEX}") from None
+    except (OSError, ValueError) as fault:
+        raise CheckpointError(f"{path}: not readable as JSON: {fault}") from fault
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _read_config(path: Path) -> tuple[Shape, float]:
+    config = _read_json(path)
+    kind = config.pop("model_type", None)
+    if kind != MODEL_TYPE:
+        raise CheckpointError(
+            f"{path}: model_type is {kind!r}, expected {MODEL_TYPE!r}: weights of another model"
+        )
+    try:
+        return Shape(**{k: v for k, v in config.items() if k != "tangent_half_fov"}), float(  # type: ignore[arg-type]
+            config["tangent_half_fov"]  # type: ignore[arg-type]
+        )
+    except (KeyError, TypeError, ValueError) as fault:
+        raise CheckpointError(f"{path}: {fault}") from fault
+
+
+def _read_shard(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file, though {INDEX} names it") from None
+    except (SafetensorError, OSError) as fault:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file: {fault}") from fault
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise CheckpointError(f"{path}: tensor {name} does not belong to a {MODEL_TYPE} model")
+        if tuple(tensor.shape) != expected[name]:
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {tuple(tensor.shape)}, expected {expected[name]}"
+            )
+    return {name: tensor.float() for name, tensor in tensors.items()}
