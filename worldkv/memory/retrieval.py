@@ -1,0 +1,138 @@
+"""Which past chunks the camera is about to see again: ranking by pose distance. Pure, numpy only.
+
+N chunks, F latent frames of a chunk; poses are camera-to-world 4x4, OpenCV axes, any unit of length.
+
+The score is the published one (arXiv 2605.22718; `generate` in wan/image2video_fast.py): each chunk is
+reduced to its mean pose, and distance = 0.5 * |dt|^2 / max + 0.5 * angle / max, each maximum taken over the
+candidates. The squared length is what the published code computes, though the paper speaks of a norm.
+`parity=True` also repeats its two defects: the mean of rotation matrices is used as if it were a rotation,
+and one chunk is never a candidate.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldkv.errors import ConfigError, TrajectoryError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# A camera that stands still differs from itself only by the rounding of float32 poses. Divided by their own
+# maximum such differences would rank chunks by noise; below these spans all candidates count as equally
+# near.
+STILL_RADIANS = 1e-5
+STILL_RELATIVE_LENGTH = 1e-6
+
+
+def candidates(current_chunk: int, sink_chunks: int, recent_chunks: int, *, parity: bool = False) -> range:
+    """Indices of the chunks that may be retrieved: neither sink, nor recent, nor current; empty early on.
+
+    `recent_chunks` counts the past chunks in the recent part of the window, without the current one. The
+    published code (`parity`) counts the current one in and out again, so the chunk just before the recent
+    ones is in no part.
+    """
+    if min(current_chunk, sink_chunks, recent_chunks) < 0:
+        raise ConfigError(
+            f"current_chunk={current_chunk}, sink_chunks={sink_chunks}, recent_chunks={recent_chunks}: "
+            "none may be negative"
+        )
+    stop = current_chunk - recent_chunks - (1 if parity else 0)
+    return range(sink_chunks, max(sink_chunks, stop))
+
+
+def mean_pose(c2w_NF44: NDArray[np.floating], *, parity: bool = False) -> Floats:
+    """Mean pose of each chunk, [..., F, 4, 4] -> [..., 4, 4] in float64.
+
+    The mean rotation is projected to the nearest rotation (polar decomposition); with `parity` it stays as
+    it is. Raises TrajectoryError on a wrong shape, no latent frames, or values that are not finite.
+    """
+    poses = np.asarray(c2w_NF44, dtype=np.float64)
+    if poses.ndim < 3 or poses.shape[-2:] != (4, 4) or poses.shape[-3] == 0:
+        raise TrajectoryError(f"chunk poses have shape {poses.shape}, need [..., latent frames, 4, 4]")
+    if not np.isfinite(poses).all():
+        raise TrajectoryError(f"chunk poses of shape {poses.shape} hold values that are not finite")
+    mean: Floats = poses.mean(axis=-3)
+    if not parity:
+        mean[..., :3, :3] = _nearest_rotation(mean[..., :3, :3])
+    return mean
+
+
+def mean_pose_distance(pose_N44: Floats, query_44: Floats, *, parity: bool = False) -> Floats:
+    """Distance in [0, 1] of each mean pose to the query's, both from `mean_pose` with the same `parity`.
+
+    For callers that keep the mean poses; O(N). Only comparable among the candidates of one call.
+    """
+    if len(pose_N44) == 0:
+        return np.zeros(0)
+    length_sq_N = ((pose_N44[:, :3, 3] - query_44[:3, 3]) ** 2).sum(axis=-1)
+    rotation_N33, rotation_33 = pose_N44[:, :3, :3], query_44[:3, :3]
+    if parity:
+        cosine_N = (np.einsum("nij,ij->n", rotation_N33, rotation_33) - 1) / 2
+        return 0.5 * _by_maximum(length_sq_N, 0.0) + 0.5 * _by_maximum(np.arccos(cosine_N.clip(-1, 1)), 0.0)
+    # The chord form keeps its digits near zero, where arccos(trace) loses half of them.
+    chord_N = np.linalg.norm(rotation_N33 - rotation_33, axis=(-2, -1))
+    angle_N = 2 * np.arcsin((chord_N / np.sqrt(8)).clip(0, 1))
+    extent = max(np.abs(pose_N44[:, :3, 3]).max(), np.abs(query_44[:3, 3]).max())
+    still_sq = float(STILL_RELATIVE_LENGTH * extent) ** 2
+    return 0.5 * _by_maximum(length_sq_N, still_sq) + 0.5 * _by_maximum(angle_N, STILL_RADIANS)
+
+
+def pose_distance(
+    c2w_NF44: NDArray[np.floating], query_c2w_F44: NDArray[np.floating], *, parity: bool = False
+) -> Floats:
+    """Distance in [0, 1] of each candidate chunk to the query chunk, from all their poses."""
+    return mean_pose_distance(
+        mean_pose(c2w_NF44, parity=parity), mean_pose(query_c2w_F44, parity=parity), parity=parity
+    )
+
+
+def rank(distance_N: Floats, chunk_N: Sequence[int] | range | Ints) -> Ints:
+    """The chunk indices, nearest first; of equally near chunks the newer (higher index) comes first.
+
+    Does not depend on the order in which the candidates are listed.
+    """
+    index_N = np.asarray(chunk_N, dtype=np.int64)
+    if distance_N.shape != index_N.shape:
+        raise ConfigError(f"{distance_N.shape} distances for {index_N.shape} chunks: the shapes must agree")
+    order: Ints = index_N[np.lexsort((-index_N, distance_N))]
+    return order
+
+
+def select(distance_N: Floats, chunk_N: Sequence[int] | range | Ints, count: int) -> Ints:
+    """The `count` nearest chunk indices, nearest first; all of them where there are fewer."""
+    return rank(distance_N, chunk_N)[: _checked(count)]
+
+
+def select_random(
+    chunk_N: Sequence[int] | range | Ints, count: int, *, seed: int, rollout: int, current_chunk: int
+) -> Ints:
+    """`count` of the chunks drawn without replacement: the baseline that pose distance must beat.
+
+    A pure function of (seed, rollout, current chunk) and of the set of candidates, so a resumed run repeats
+    it.
+    """
+    index_N = np.sort(np.asarray(chunk_N, dtype=np.int64))
+    key = np.array([seed, rollout], dtype=np.uint64)
+    counter = np.array([0, 0, 0, current_chunk], dtype=np.uint64)
+    draw_N = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(len(index_N))
+    chosen: Ints = index_N[np.argsort(draw_N, kind="stable")[: _checked(count)]]
+    return chosen
+
+
+def _nearest_rotation(matrix_N33: Floats) -> Floats:
+    u, _, vt = np.linalg.svd(matrix_N33)
+    u[..., :, 2] *= np.sign(np.linalg.det(u @ vt))[..., None]
+    return np.asarray(u @ vt)
+
+
+def _by_maximum(distance_N: Floats, still: float) -> Floats:
+    maximum = distance_N.max()
+    return distance_N / maximum if maximum > still else np.zeros_like(distance_N)
+
+
+def _checked(count: int) -> int:
+    if count < 0:
+        raise ConfigError(f"count={count}: the number of chunks to retrieve must be 0 or more")
+    return count
