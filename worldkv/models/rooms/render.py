@@ -73,8 +73,17 @@ def _cast(world: World, c2w: Tensor, view: View) -> tuple[Tensor, Tensor]:
     for layer in (scene.floor(), scene.lintel_underside(), *(scene.wall(*hit) for hit in hits)):
         colour, depth = _nearer(colour, depth, *layer)
     for k in range(OBJECTS):
-        colour, depth = _nearer(colour, depth, *scene.thing(k))
+        colour, depth = _nearer(colour, depth, *scene.thing(*(scene.pick(name, k) for name in _OBJECT_FIELDS)))
     return colour, depth
+
+
+def compile_parts() -> None:
+    """Compile the per-pixel parts for this process: worth it where frames are rendered by the million.
+
+    Part by part, because the compiler takes minutes over the whole.
+    """
+    for name in ("sky", "floor", "lintel_underside", "wall", "thing"):
+        setattr(_Scene, name, torch.compile(getattr(_Scene, name)))
 
 
 def _pixel_slopes(view: View, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -235,11 +244,14 @@ class _Scene:
         inside = (height >= lowest) & (height <= WALL_TOP)
         return self._fog(colour * light[..., None], depth_col), torch.where(inside, depth_col, FAR)
 
-    def thing(self, k: int) -> tuple[Tensor, Tensor]:
-        """Object k: a two-tone ball on the floor or a banded pillar."""
-        pick = self._per_world("object_xzrh_K4")[..., 4 * k : 4 * k + 4]
-        cx, cz, radius, height = pick.unbind(-1)
-        pillar = self._per_world("object_kind_K")[..., k] == PILLAR
+    def pick(self, name: str, k: int) -> Tensor:
+        """Field `name` of object k in every world."""
+        return self.world[name][:, k].reshape(self.B, 1, 1, 1, -1)
+
+    def thing(self, xzrh: Tensor, kind: Tensor, base: Tensor, accent: Tensor) -> tuple[Tensor, Tensor]:
+        """An object: a two-tone ball on the floor or a banded pillar."""
+        cx, cz, radius, height = xzrh.unbind(-1)
+        pillar = kind[..., 0] == PILLAR
         ox, oz, dy = self.px - cx, self.pz - cz, -self.v
         # Quadratic in t of |o + t d| = r: in the ground plane for a pillar, in space for a ball.
         oy, dyb = torch.where(pillar, 0.0, EYE - radius), torch.where(pillar, 0.0, dy)
@@ -255,13 +267,12 @@ class _Scene:
             (oz + depth * self.dz) / radius.clamp_min(1e-3),
         )
         band = torch.where(pillar, torch.sin(y * 22) > 0.3, torch.sin(3 * torch.atan2(nx, nz)) > 0)
-        base = self._per_world("object_base_K3")[..., 3 * k : 3 * k + 3]
-        accent = self._per_world("object_accent_K3")[..., 3 * k : 3 * k + 3]
         colour = torch.where(band[..., None], accent, base)
         light = 0.72 + 0.28 * (0.6 * nx + 0.8 * nz)
         return self._fog(colour * light[..., None], depth), torch.where(ok, depth, FAR)
 
 
+_OBJECT_FIELDS = ("object_xzrh_K4", "object_kind_K", "object_base_K3", "object_accent_K3")
 _RIDGES = ((2, 0.05), (5, 0.03), (9, 0.02), (14, 0.012))
 
 

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from worldkv.models.rooms import layout, paths, weights
 from worldkv.models.rooms.network import RoomsNetwork, Shape
-from worldkv.models.rooms.render import View, render
+from worldkv.models.rooms.render import View, compile_parts, render
 from worldkv.window import rotary
 
 # Worlds of training and validation, and of every benchmark (seeds below TRAIN_SEED), never meet.
@@ -106,10 +106,10 @@ def teacher_forcing_mask(shape: Shape, device: torch.device) -> BlockMask:
     clip = shape.trained_frames * shape.tokens_per_frame
 
     def allowed(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        q_noisy, k_noisy = q >= clip, k >= clip
+        q_half, k_half = q // clip, k // clip  # 0 clean, 1 noisy
         q_chunk, k_chunk = (q % clip) // per_chunk, (k % clip) // per_chunk
-        clean_before = ~k_noisy & (k_chunk < q_chunk)
-        own = (k_chunk == q_chunk) & (k_noisy == q_noisy)
+        clean_before = (k_half == 0) & (k_chunk < q_chunk)
+        own = (k_chunk == q_chunk) & (k_half == q_half)
         return clean_before | own
 
     return create_block_mask(allowed, None, None, 2 * clip, 2 * clip, device=str(device))
@@ -130,30 +130,29 @@ class Trainer:
         self.mask = teacher_forcing_mask(shape, device)
         ids = rotary.grid_token_ids(shape.trained_frames, shape.side, shape.side, device=device).repeat(2, 1)
         self.cos, self.sin = rotary.angles(ids, shape.head_dim)
-        on_gpu = device.type == "cuda"
-        self.render = torch.compile(render) if on_gpu else render
-        self.estimate = torch.compile(self._estimate) if on_gpu else self._estimate
+        if device.type == "cuda":
+            compile_parts()
+            for block in (*self.network.blocks, *self.averaged.blocks):
+                block.compile()
 
+    @torch.no_grad()
     def frames(self, batch: dict[str, Tensor]) -> Tensor:
         """Clean pixels [B, F, 3, R, C] in [-1, 1]."""
         world = {name: value for name, value in batch.items() if name != "c2w_BF44"}
-        colour, _ = self.render(world, batch["c2w_BF44"], self.view)
+        colour, _ = render(world, batch["c2w_BF44"], self.view)
         return colour.permute(0, 1, 4, 2, 3).clamp(0, 1) * 2 - 1
 
-    def _estimate(self, network: RoomsNetwork, pixels: Tensor, noise_BF: Tensor, c2w: Tensor) -> Tensor:
-        def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k = rotary.rotate(q, self.cos, self.sin), rotary.rotate(k, self.cos, self.sin)
-            out = flex_attention(
-                q.transpose(1, 2).to(v.dtype),
-                k.transpose(1, 2).to(v.dtype),
-                v.transpose(1, 2),
-                block_mask=self.mask,
-            )
-            return out.transpose(1, 2)  # type: ignore[union-attr]
+    def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Masked attention over both halves of the sequence."""
+        q, k = rotary.rotate(q, self.cos, self.sin), rotary.rotate(k, self.cos, self.sin)
+        q, k, v = q.transpose(1, 2).to(v.dtype), k.transpose(1, 2).to(v.dtype), v.transpose(1, 2)
+        return flex_attention(q, k, v, block_mask=self.mask).transpose(1, 2)  # type: ignore[union-attr]
 
+    def estimate(self, network: RoomsNetwork, pixels: Tensor, noise_BF: Tensor, c2w: Tensor) -> Tensor:
+        """Clean pixels of the noisy half, float32, as `network` sees them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             cameras = network.cameras(c2w, tangent=1.0).repeat(1, 1, 2, 1)
-            return network(pixels, noise_BF, cameras, attend)[:, self.shape.trained_frames :].float()
+            return network(pixels, noise_BF, cameras, self.attend)[:, self.shape.trained_frames :].float()
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Noise-weighted error of the clean estimate over the noisy half."""

@@ -1,0 +1,107 @@
+"""One rooms world as a place to go: trajectories through it, its true frames, and which of them are revisits.
+
+Shapes: F video frames, H W pixels, S seen frames, P probe pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as fn
+
+from worldkv.camera import Trajectory
+from worldkv.models.rooms import layout, paths
+from worldkv.models.rooms.render import FAR, View, render
+
+PathKind = Literal["back", "roam", "wander"]
+PATHS = {"back": paths.back, "roam": paths.roam, "wander": paths.wander}
+# Every fourth pixel each way decides about a frame: 400 of 6,400.
+PROBE_STRIDE = 4
+# A seen surface may lie this much before or behind what the depth maps around its pixel say.
+DEPTH_TOLERANCE = 0.03
+REVISIT_SHARE = 0.95
+RENDER_BATCH = 32
+
+
+class Scene:
+    """The world of `seed` seen by square pictures of `size` pixels and a 90 degree view."""
+
+    def __init__(self, seed: int, size: int, device: torch.device | None = None) -> None:
+        self.seed, self.device = seed, device or torch.device("cpu")
+        self.view = View(size, size, size / 2)
+        self.layout = layout.draw(seed)
+        self._world = {
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
+            for name, value in layout.stack([self.layout]).items()
+        }
+
+    def trajectory(self, kind: PathKind, frames: int, pace: paths.Pace, seed: int = 0) -> Trajectory:
+        """A walk of `frames` poses through this world."""
+        walk = PATHS[kind](self.layout, frames, pace, seed=self.seed * 1000 + seed)
+        return Trajectory(
+            c2w_F44=paths.to_poses(walk).astype(np.float64),
+            intrinsics_F4=np.tile(self.view.intrinsics, (frames, 1)),
+            name=f"rooms-{self.seed}-{kind}-{frames}",
+        )
+
+    def truth(self, trajectory: Trajectory) -> tuple[NDArray[np.uint8], Tensor]:
+        """True frames [F, H, W, 3] uint8 and depth [F, H, W] on the scene's device."""
+        c2w = torch.from_numpy(trajectory.c2w_F44.astype(np.float32)).to(self.device)
+        colours, depths = [], []
+        for part in c2w.split(RENDER_BATCH):
+            colour, depth = render(self._world, part[None], self.view)
+            colours.append((colour[0].clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+            depths.append(depth[0])
+        return torch.cat(colours).numpy(), torch.cat(depths)
+
+    def revisits(self, trajectory: Trajectory, depth_FHW: Tensor, *, chunk: int, recent_chunks: int) -> NDArray[np.bool_]:
+        """Which frames show, in at least REVISIT_SHARE of their pixels, surface seen before the recent window.
+
+        A frame counts as seen before when its chunk (of `chunk` frames) is older than the frame's own chunk and
+        the `recent_chunks` before that. The sky counts as a surface, infinitely far.
+        """
+        c2w = torch.from_numpy(trajectory.c2w_F44.astype(np.float32)).to(self.device)
+        nearest, farthest = _depth_range(depth_FHW)
+        flags = np.zeros(len(c2w), bool)
+        for frame in range(len(c2w)):
+            seen = max(0, frame // chunk - recent_chunks) * chunk
+            if seen:
+                points = self._probe(c2w[frame], depth_FHW[frame])
+                shown = self._shown(points, c2w[:seen], nearest[:seen], farthest[:seen])
+                flags[frame] = float(shown.float().mean()) >= REVISIT_SHARE
+        return flags
+
+    def _probe(self, c2w_44: Tensor, depth_HW: Tensor) -> Tensor:
+        """World points [P, 3] behind every PROBE_STRIDE-th pixel; sky lies FAR out."""
+        v, u = self.view, self.view
+        rows = torch.arange(PROBE_STRIDE // 2, v.height, PROBE_STRIDE, device=self.device)
+        columns = torch.arange(PROBE_STRIDE // 2, u.width, PROBE_STRIDE, device=self.device)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        depth = depth_HW[y, x].flatten()
+        slopes = [(x.flatten() + 0.5 - u.width / 2) / u.focal, (y.flatten() + 0.5 - v.height / 2) / v.focal]
+        ray = torch.stack([*slopes, torch.ones_like(depth)], -1)
+        return c2w_44[:3, 3] + (ray * depth[:, None]) @ c2w_44[:3, :3].T
+
+    def _shown(self, points_P3: Tensor, c2w_S44: Tensor, nearest_SHW: Tensor, farthest_SHW: Tensor) -> Tensor:
+        """Whether each point was visible in any of the seen frames, [P]."""
+        local = torch.einsum("sji,spj->spi", c2w_S44[:, :3, :3], points_P3 - c2w_S44[:, None, :3, 3])
+        z = local[..., 2]
+        x = local[..., 0] / z * self.view.focal + self.view.width / 2
+        y = local[..., 1] / z * self.view.focal + self.view.height / 2
+        inside = (z > 0) & (x >= 0) & (x < self.view.width) & (y >= 0) & (y < self.view.height)
+        pixel = y.clamp(0, self.view.height - 1).long() * self.view.width + x.clamp(0, self.view.width - 1).long()
+        low = nearest_SHW.flatten(1).gather(1, pixel) * (1 - DEPTH_TOLERANCE)
+        high = farthest_SHW.flatten(1).gather(1, pixel) * (1 + DEPTH_TOLERANCE)
+        return (inside & (z >= low) & (z <= high)).any(0)
+
+
+def _depth_range(depth_FHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest depth among each pixel and its eight neighbours."""
+    padded = fn.pad(depth_FHW[:, None], (1, 1, 1, 1), mode="replicate")
+    farthest = fn.max_pool2d(padded, 3, stride=1)[:, 0]
+    nearest = -fn.max_pool2d(-padded, 3, stride=1)[:, 0]
+    return nearest, farthest.clamp(max=2 * FAR)

@@ -1,0 +1,139 @@
+"""The table of contents: what happens to a chunk, step by step. Each line is one module.
+
+    actions -> poses -> retrieve -> assemble window -> denoise -> decode -> dataset
+    evict from window -> compress -> admit to a tier -> ... -> promote -> back into the window
+
+Shapes: B sessions, F latent frames, C H W of a latent frame.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worldkv.denoise import denoise, gaussian
+from worldkv.models.base import WorldModel
+from worldkv.session import Retrieved, Session
+from worldkv.window.buffer import WindowBuffer
+
+
+@dataclass(frozen=True)
+class ChunkRecord:
+    """What one session's chunk came out as."""
+
+    chunk: int
+    frames_FHWC: NDArray[np.uint8]
+    generated: bool
+    """False where the frames were given to the session, not made by it."""
+    retrieved: tuple[int, ...]
+    """Indices of the chunks brought back."""
+    missed: int
+    """Chunks that retrieval wanted and no tier could give."""
+    window_tokens: int
+    """Tokens attended to, the chunk's own included."""
+    live_bytes: int
+    """KV inside the window."""
+    stored_bytes: int
+    """KV in memory."""
+
+
+@dataclass
+class StageSeconds:
+    """Wall-clock seconds spent in each stage, summed over chunks."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def rollout(
+    model: WorldModel,
+    sessions: Sequence[Session],
+    *,
+    levels: Sequence[float],
+    given: Sequence[NDArray[np.uint8]] | None = None,
+    clock: StageSeconds | None = None,
+) -> Iterator[list[ChunkRecord]]:
+    """Advance all sessions chunk by chunk as one batch, to the end of their trajectories.
+
+    Yields the records of one chunk, in the order of `sessions`, which must be at the same chunk and end together.
+    `given` holds per session the first video frames [F', H, W, 3] it is shown instead of making them (whole
+    chunks). `levels` are the noise levels of the denoise steps.
+    """
+    buffer = WindowBuffer(model.geometry, model.device, model.kv_dtype)
+    clock = clock or StageSeconds()
+    while not all(session.finished for session in sessions):
+        yield _advance(model, sessions, buffer, levels, _next_given(sessions, given), clock)
+
+
+def _advance(
+    model: WorldModel,
+    sessions: Sequence[Session],
+    buffer: WindowBuffer,
+    levels: Sequence[float],
+    given: NDArray[np.uint8] | None,
+    clock: StageSeconds,
+) -> list[ChunkRecord]:
+    states, views = [s.state for s in sessions], [s.view() for s in sessions]
+    with clock("retrieve"):
+        retrieved = [s.retrieve() for s in sessions]
+    with clock("assemble"):
+        rows, firsts = zip(*(s.slots(r) for s, r in zip(sessions, retrieved, strict=True)), strict=True)
+        window = buffer.assemble(rows, firsts)
+    with clock("denoise"):
+        condition = model.condition(states, views)
+        if given is None:
+            latents = denoise(model, _noise(model, sessions), condition, window, levels)
+        else:
+            latents = model.encode(torch.from_numpy(given), states)
+    with clock("clean pass"):
+        kv = model.clean_pass(latents, condition, window, states)
+    with clock("compress and admit"):
+        for b, session in enumerate(sessions):
+            evicted = session.push(kv.k_LBTHD[:, b], kv.v_LBTHD[:, b])
+            if evicted is not None and session.policy.remembers:
+                session.remember(evicted)
+    with clock("decode"):
+        frames = model.decode(latents, states).numpy() if given is None else given
+    tokens = window.past_tokens + model.geometry.tokens_per_chunk
+    return [_record(*one, tokens, given is None) for one in zip(sessions, frames, retrieved, strict=True)]
+
+
+def _noise(model: WorldModel, sessions: Sequence[Session]) -> torch.Tensor:
+    shape = (model.geometry.chunk_latent_frames, *model.latent_shape)
+    draws = [gaussian(shape, seed=s.seed, rollout=s.rollout, chunk=s.chunk) for s in sessions]
+    return torch.stack(draws).to(model.device)
+
+
+def _next_given(sessions: Sequence[Session], given: Sequence[NDArray[np.uint8]] | None) -> NDArray[np.uint8] | None:
+    """The frames of the next chunk where they are given to all sessions, else None."""
+    if given is None:
+        return None
+    size = sessions[0].video_frames_per_chunk
+    part = slice(sessions[0].chunk * size, (sessions[0].chunk + 1) * size)
+    return np.stack([frames[part] for frames in given]) if len(given[0]) >= part.stop else None
+
+
+def _record(
+    session: Session, frames: NDArray[np.uint8], retrieved: Retrieved, window_tokens: int, generated: bool
+) -> ChunkRecord:
+    return ChunkRecord(
+        chunk=session.chunk - 1,
+        frames_FHWC=frames,
+        generated=generated,
+        retrieved=tuple(chunk.index for chunk in retrieved.chunks),
+        missed=retrieved.missed,
+        window_tokens=window_tokens,
+        live_bytes=session.live_bytes,
+        stored_bytes=session.stored_bytes,
+    )

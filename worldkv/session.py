@@ -1,0 +1,248 @@
+"""One live rollout: where its camera goes, what its window holds, which chunks its memory keeps.
+
+- A chunk that leaves the window is admitted to memory or forgotten, as the policy says; never both.
+- The session holds one reference on each chunk it has stored, until `close`.
+- `snapshot` is complete: `Session.restore` on the same device type continues bit for bit.
+
+Shapes: L layers, F frames, T tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worldkv.camera import Trajectory
+from worldkv.errors import TrajectoryError
+from worldkv.memory import retrieval
+from worldkv.memory.chunk import KVChunk, make_chunk
+from worldkv.memory.codec import CODECS
+from worldkv.memory.compression import gather, kept_tokens
+from worldkv.memory.policy import MemoryPolicy
+from worldkv.memory.store import ChunkMemory
+from worldkv.models.base import ModelState, View, WorldModel
+from worldkv.window import rotary
+from worldkv.window.buffer import Slot
+from worldkv.window.positions import WindowChunks, first_frames
+
+_serial = itertools.count()
+
+
+class LiveChunk(NamedTuple):
+    """A chunk inside the window, uncompressed."""
+
+    index: int
+    k_LTHD: Tensor
+    """Before rotation."""
+    v_LTHD: Tensor
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What retrieval brought back for one chunk."""
+
+    chunks: tuple[KVChunk, ...] = ()
+    """Oldest first."""
+    missed: int = 0
+    """Wanted, but no tier could give them."""
+
+
+@dataclass
+class Session:
+    """Mutable; one thread. `open_session` makes a fresh one, `restore` one from a snapshot."""
+
+    model: WorldModel
+    memory: ChunkMemory
+    policy: MemoryPolicy
+    trajectory: Trajectory
+    seed: int
+    rollout: int
+    tenant: str
+    state: ModelState
+    chunk: int = 0
+    """Index of the chunk to be made next."""
+    live: list[LiveChunk] = field(default_factory=list)
+    """The window's own chunks, oldest first: sink, then recent."""
+    stored: dict[int, str] = field(default_factory=dict)
+    """Chunk index -> id in memory."""
+    stored_bytes: int = 0
+    """Bytes of all chunks this session has stored."""
+    serial: int = field(default_factory=lambda: next(_serial))
+    """Names this session's rows in window buffers; unique within the process."""
+
+    @property
+    def video_frames_per_chunk(self) -> int:
+        """Pictures generated together."""
+        return self.model.geometry.chunk_latent_frames * self.model.video_frames_per_latent
+
+    @property
+    def chunks(self) -> int:
+        """Chunks in the whole trajectory."""
+        return len(self.trajectory) // self.video_frames_per_chunk
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trajectory is used up."""
+        return self.chunk >= self.chunks
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the KV inside the window."""
+        return sum(live.k_LTHD.nbytes + live.v_LTHD.nbytes for live in self.live)
+
+    def view(self) -> View:
+        """What the camera does over the next chunk."""
+        return chunk_view(self.trajectory, self.chunk, self.video_frames_per_chunk)
+
+    def retrieve(self) -> Retrieved:
+        """Rank the stored chunks for the next view and fetch the best; empty when the policy does not."""
+        policy = self.policy
+        allowed = retrieval.candidates(
+            self.chunk, policy.sink_chunks, policy.recent_chunks or 0, parity=policy.parity
+        )
+        index_N = [index for index in self.stored if index in allowed]
+        if not policy.remembers or not index_N:
+            return Retrieved()
+        chosen = self._select(index_N)
+        found = self.memory.fetch([self.stored[index] for index in sorted(chosen)])
+        hits = tuple(chunk for chunk in found if chunk is not None)
+        return Retrieved(hits, missed=len(found) - len(hits))
+
+    def _select(self, index_N: list[int]) -> list[int]:
+        policy = self.policy
+        if policy.ranking == "random":
+            picked = retrieval.select_random(
+                index_N, policy.retrieved_chunks, seed=self.seed, rollout=self.rollout, current_chunk=self.chunk
+            )
+        else:
+            poses_NF44 = np.stack([self._latent_poses(index) for index in index_N])
+            query_F44 = self._latent_poses(self.chunk)
+            distance_N = retrieval.pose_distance(poses_NF44, query_F44, parity=policy.parity)
+            picked = retrieval.select(distance_N, index_N, policy.retrieved_chunks)
+        return [int(index) for index in picked]
+
+    def _latent_poses(self, index: int) -> NDArray[np.float32]:
+        """Poses of a chunk's latent frames [F, 4, 4]."""
+        view = chunk_view(self.trajectory, index, self.video_frames_per_chunk)
+        return view.c2w_F44[:: self.model.video_frames_per_latent]
+
+    def slots(self, retrieved: Retrieved) -> tuple[list[Slot], int]:
+        """The window for the next chunk in buffer order, and the latent frame at which that chunk stands."""
+        geometry, policy = self.model.geometry, self.policy
+        sink = [live for live in self.live if live.index < policy.sink_chunks]
+        recent = self.live[len(sink) :]
+        chunks = WindowChunks(
+            sink=tuple(live.index for live in sink),
+            retrieved=tuple(chunk.index for chunk in retrieved.chunks),
+            recent=tuple(live.index for live in recent),
+            current=self.chunk,
+        )
+        at = first_frames(
+            chunks,
+            chunk_latent_frames=geometry.chunk_latent_frames,
+            mode=policy.positions,
+            trained_latent_frames=geometry.trained_latent_frames,
+        )
+        row = [self._live_slot(*pair) for pair in zip(sink, at.sink, strict=True)]
+        row += [self._stored_slot(*pair) for pair in zip(retrieved.chunks, at.retrieved, strict=True)]
+        row += [self._live_slot(*pair) for pair in zip(recent, at.recent, strict=True)]
+        return row, at.current
+
+    def _live_slot(self, live: LiveChunk, first_frame: int) -> Slot:
+        def load(k_LTHD: Tensor, v_LTHD: Tensor) -> None:
+            k_LTHD.copy_(live.k_LTHD)
+            v_LTHD.copy_(live.v_LTHD)
+
+        return Slot((self.serial, "live", live.index), first_frame, live.k_LTHD.shape[1], load)
+
+    def _stored_slot(self, chunk: KVChunk, first_frame: int) -> Slot:
+        ids = chunk.token_ids_T3
+        return Slot(
+            (self.serial, chunk.id), first_frame, chunk.tokens, chunk.load, None if ids is None else torch.from_numpy(ids)
+        )
+
+    def push(self, k_LTHD: Tensor, v_LTHD: Tensor) -> LiveChunk | None:
+        """Take the finished chunk's KV into the window; returns the chunk that leaves the window for it, if any."""
+        self.live.append(LiveChunk(self.chunk, k_LTHD, v_LTHD))
+        self.chunk += 1
+        recent = self.policy.recent_chunks
+        in_sink = sum(live.index < self.policy.sink_chunks for live in self.live)
+        if recent is None or len(self.live) - in_sink <= recent:
+            return None
+        return self.live.pop(in_sink)
+
+    def remember(self, live: LiveChunk) -> None:
+        """Compress an evicted chunk (prune, then encode) and admit it to memory."""
+        pruning, geometry = self.policy.pruning, self.model.geometry
+        k, v, ids = live.k_LTHD, live.v_LTHD, None
+        if pruning is not None:
+            kept = kept_tokens(k, geometry.chunk_latent_frames, pruning)
+            k, v = gather(k, kept), gather(v, kept)
+            grid = rotary.grid_token_ids(geometry.chunk_latent_frames, geometry.rows, geometry.columns)
+            ids = grid[kept.cpu()].numpy().astype(np.int16)
+        chunk = make_chunk(
+            tenant=self.tenant,
+            epoch=self.model.epoch,
+            index=live.index,
+            c2w_F44=self._latent_poses(live.index),
+            encoded=CODECS[self.policy.codec].encode(k, v),
+            token_ids_T3=ids,
+        )
+        self.stored[live.index] = self.memory.admit(chunk)
+        self.stored_bytes += chunk.nbytes
+
+    def fork(self, rollout: int) -> Session:
+        """A second session that shares all chunks so far and goes on with noise of its own `rollout` number."""
+        self.memory.retain(self.stored.values())
+        state = ModelState({name: tensor.clone() for name, tensor in self.state.tensors.items()})
+        return replace(
+            self,
+            rollout=rollout,
+            state=state,
+            live=list(self.live),
+            stored=dict(self.stored),
+            serial=next(_serial),
+        )
+
+    def close(self) -> None:
+        """Let go of the stored chunks; the session cannot go on afterwards."""
+        self.memory.release(self.stored.values())
+        self.stored.clear()
+        self.live.clear()
+
+
+def open_session(
+    model: WorldModel,
+    memory: ChunkMemory,
+    policy: MemoryPolicy,
+    trajectory: Trajectory,
+    *,
+    seed: int = 0,
+    rollout: int = 0,
+    tenant: str = "default",
+) -> Session:
+    """A session at the start of its trajectory. Raises TrajectoryError when that is shorter than one chunk."""
+    per_chunk = model.geometry.chunk_latent_frames * model.video_frames_per_latent
+    if len(trajectory) < per_chunk:
+        raise TrajectoryError(
+            f"{trajectory.name}: {len(trajectory)} poses, but one chunk of {model.name} takes {per_chunk}"
+        )
+    state = model.open(chunk_view(trajectory, 0, per_chunk), {})
+    return Session(model, memory, policy, trajectory, seed, rollout, tenant, state)
+
+
+def chunk_view(trajectory: Trajectory, chunk: int, video_frames: int) -> View:
+    """The camera over chunk `chunk` of a trajectory cut into `video_frames` each."""
+    part = slice(chunk * video_frames, (chunk + 1) * video_frames)
+    return View(
+        c2w_F44=trajectory.c2w_F44[part].astype(np.float32),
+        intrinsics_F4=trajectory.intrinsics_F4[part].astype(np.float32),
+    )
+
+
