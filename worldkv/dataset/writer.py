@@ -59,7 +59,8 @@ class DatasetWriter:
         """Append an episode and return its index; on return it is durable and verified.
 
         Raises DatasetError if it does not fit or the key was used, OutputError if it cannot be written; the
-        dataset is then as before, and the writer can go on.
+        dataset is then as before and the writer can go on. (If the very last flush failed, the episode is
+        counted all the same: ask `committed_keys`.)
         """
         if not key or key in self._books.keys:
             raise DatasetError(f"{self.root}: episode key {key!r} is empty or already committed")
