@@ -37,9 +37,7 @@ def _check_usable(root: Path, identity: Identity, *, resume: bool) -> None:
         raise OutputError(f"{root}: holds {found[0]} and is no WorldKV dataset; choose another folder")
     there = Identity.load(root)
     if there.digest != identity.digest:
-        raise OutputError(
-            f"{root}: cannot resume, the dataset there has another {_difference(there, identity)}"
-        )
+        raise OutputError(f"{root}: cannot resume, the dataset there has another {_difference(there, identity)}")
 
 
 def _establish(root: Path, identity: Identity) -> None:

@@ -2,7 +2,7 @@
 
 1. Stage: encode the videos below `.staging/work`, flush them, decode them again; write the tables.
 2. Announce: append the episode's line to the ledger. Lines beyond info.json's count mean nothing yet.
-3. Publish: rename videos, the episode's row, its frames, then the shared files. Loaders that list folders see
+3. Publish: rename videos, frames, then the shared files, rows first. Loaders that list folders see
    at most one episode beyond the count, and none of its frames is addressed.
 4. Count: rename info.json. From here on the episode is committed.
 
@@ -12,24 +12,28 @@ while one commits.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from worldkv.dataset.durable import make_folder, publish, remove_folder, sync, write_at, write_file
 from worldkv.dataset.episode import Episode
-from worldkv.dataset.layout import INFO, LEDGER, STATS, TASKS, data_path, episode_path, video_path
+from worldkv.dataset.frames import frame_columns, frames_bytes
+from worldkv.dataset.layout import INFO, LEDGER, STATS, TASKS, data_path, row_path, row_position, video_path
 from worldkv.dataset.ledger import Entry, checksum, info_bytes, json_bytes, load_json
-from worldkv.dataset.recovery import WORK, recover
+from worldkv.dataset.recovery import WORK, newest_rows, recover
+from worldkv.dataset.rows import episode_row, rows_bytes, tasks_bytes
 from worldkv.dataset.schema import DatasetSchema
 from worldkv.dataset.stats import Stats, column_stats, from_json, merge, to_json, video_stats
-from worldkv.dataset.tables import episode_row, frame_columns, frames_bytes, row_bytes, tasks_bytes
 from worldkv.dataset.video import check_written, encode
 
 
 class Commit(NamedTuple):
-    """One committed episode and the statistics of the whole dataset with it."""
+    """One committed episode, and with it the statistics of the whole dataset and the newest file of rows."""
 
     entry: Entry
     stats: Stats
+    rows: Any
 
 
 @dataclass
@@ -40,6 +44,8 @@ class Books:
     tasks: dict[str, int] = field(default_factory=dict)
     frames: int = 0
     stats: Stats | None = None
+    rows: Any = None
+    """Arrow table of what the newest file of rows holds."""
     ledger_bytes: int = 0
 
     @classmethod
@@ -50,7 +56,8 @@ class Books:
             return cls()
         keys = {entry.key: entry.episode_index for entry in entries}
         tasks = {task: index for index, task in enumerate(dict.fromkeys(entry.task for entry in entries))}
-        return cls(keys, tasks, entries[-1].to_index, from_json(load_json(root / STATS)), ledger_bytes)
+        stats, rows = from_json(load_json(root / STATS)), newest_rows(root, schema, entries)
+        return cls(keys, tasks, entries[-1].to_index, stats, rows, ledger_bytes)
 
     def task_index(self, task: str) -> int:
         """Return the index of a task, the next free one if it is new."""
@@ -61,7 +68,7 @@ class Books:
         entry = commit.entry
         self.tasks[entry.task] = self.task_index(entry.task)
         self.keys[entry.key] = entry.episode_index
-        self.frames, self.stats = entry.to_index, commit.stats
+        self.frames, self.stats, self.rows = entry.to_index, commit.stats, commit.rows
         self.ledger_bytes += len(entry.to_line())
 
 
@@ -78,24 +85,25 @@ def commit_episode(root: Path, schema: DatasetSchema, books: Books, episode: Epi
 
 def _stage(work: Path, schema: DatasetSchema, books: Books, episode: Episode, key: str) -> Commit:
     index, task_index = len(books.keys), books.task_index(episode.task)
-    columns = frame_columns(
-        schema, episode, episode_index=index, from_index=books.frames, task_index=task_index
-    )
+    columns = frame_columns(schema, episode, episode_index=index, from_index=books.frames, task_index=task_index)
     episode_stats = {name: video_stats(frames) for name, frames in episode.all_videos().items()}
     episode_stats |= {name: column_stats(values) for name, values in columns.items()}
-    row = episode_row(schema, episode, key, index, books.frames)
+    row = episode_row(schema, episode, episode_stats, key, episode_index=index, from_index=books.frames)
 
     files = _stage_videos(work, schema, episode, index)
-    files |= _stage_file(work, episode_path(index), row_bytes(schema, row, episode_stats))
     files |= _stage_file(work, data_path(index), frames_bytes(schema, columns))
 
     stats = episode_stats if books.stats is None else merge(books.stats, episode_stats)
     tasks = [*books.tasks] if episode.task in books.tasks else [*books.tasks, episode.task]
     frames = books.frames + episode.length
-    shared = _stage_file(work, TASKS, tasks_bytes(tasks))
+    rows = pa.concat_tables([books.rows, row]) if row_position(index) else row
+    shared = _stage_file(work, row_path(index), rows_bytes(rows))
+    shared |= _stage_file(work, TASKS, tasks_bytes(tasks))
     shared |= _stage_file(work, STATS, json_bytes(to_json(stats)))
     shared |= _stage_file(work, INFO, info_bytes(schema, episodes=index + 1, frames=frames, tasks=len(tasks)))
-    return Commit(Entry(index, key, episode.task, books.frames, episode.length, files, shared), stats)
+    metadata = dict(sorted(episode.metadata.items()))
+    entry = Entry(index, key, episode.task, books.frames, episode.length, metadata, files, shared)
+    return Commit(entry, stats, rows)
 
 
 def _stage_videos(work: Path, schema: DatasetSchema, episode: Episode, index: int) -> dict[str, str]:

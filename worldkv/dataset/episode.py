@@ -40,9 +40,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         if not self.task or self.fps < 1:
-            raise DatasetError(
-                f"an episode needs a task text and fps of 1 or more, not {self.task!r}, {self.fps}"
-            )
+            raise DatasetError(f"an episode needs a task text and fps of 1 or more, not {self.task!r}, {self.fps}")
         if MAIN_VIDEO in self.videos:
             raise DatasetError(f"{MAIN_VIDEO} is frames_FHWC and may not be among the further videos")
         for name, frames in self.all_videos().items():
@@ -67,9 +65,7 @@ class Episode:
         return dict(sorted({MAIN_VIDEO: self.frames_FHWC, **self.videos}.items()))
 
 
-def _expect(
-    name: str, array: npt.NDArray[np.generic], dtype: np.dtype[np.generic], shape: tuple[int, ...]
-) -> None:
+def _expect(name: str, array: npt.NDArray[np.generic], dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape or 0 in shape:
         raise DatasetError(f"{name}: expected {dtype} {shape}, none empty, found {array.dtype} {array.shape}")
     if dtype.kind == "f" and not np.isfinite(array).all():

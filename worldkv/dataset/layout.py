@@ -1,4 +1,4 @@
-"""Where each file of a LeRobotDataset v3.0 lies: one per episode, so a file's number is its episode's.
+"""Where each file of a LeRobotDataset v3.0 lies: frames and videos in one per episode, numbered like it.
 
 LeRobot reads data and episode files in sorted name order and takes positions for indices. Three digits sort
 like numbers as long as no number needs four, hence the limits below.
@@ -12,6 +12,9 @@ FILES_PER_FOLDER = 1000
 
 MAX_EPISODES = FILES_PER_FOLDER * 1000
 """`chunk-1000` would sort before `chunk-101`: file order would no longer be index order."""
+
+ROWS_PER_FILE = 100
+"""Episodes described by one file: enough that loaders open few, few enough to write anew at each commit."""
 
 CODEBASE_VERSION = "v3.0"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -40,9 +43,19 @@ def data_path(episode_index: int) -> Path:
     return Path(DATA_PATH.format(chunk_index=chunk_index, file_index=file_index))
 
 
-def episode_path(episode_index: int) -> Path:
-    """Return the path, below the root, of an episode's row of metadata."""
-    chunk_index, file_index = numbers(episode_index)
+def row_numbers(episode_index: int) -> tuple[int, int]:
+    """Return (chunk_index, file_index) of the file that holds an episode's row of metadata."""
+    return divmod(episode_index // ROWS_PER_FILE, FILES_PER_FOLDER)
+
+
+def row_position(episode_index: int) -> int:
+    """Return which row of its file is an episode's."""
+    return episode_index % ROWS_PER_FILE
+
+
+def row_path(episode_index: int) -> Path:
+    """Return the path, below the root, of the file that holds an episode's row of metadata."""
+    chunk_index, file_index = row_numbers(episode_index)
     return Path(EPISODES_PATH.format(chunk_index=chunk_index, file_index=file_index))
 
 
@@ -53,6 +66,5 @@ def video_path(video_key: str, episode_index: int) -> Path:
 
 
 def episode_files(video_keys: Iterable[str], episode_index: int) -> list[Path]:
-    """Return every file of one episode in the order of publishing: those that loaders list come last."""
-    videos = [video_path(key, episode_index) for key in video_keys]
-    return [*videos, episode_path(episode_index), data_path(episode_index)]
+    """Return the files that are one episode's alone, in the order of publishing: listed ones come last."""
+    return [*(video_path(key, episode_index) for key in video_keys), data_path(episode_index)]

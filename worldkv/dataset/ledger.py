@@ -1,8 +1,8 @@
 """The dataset's own books, beside LeRobot's: `worldkv.json` says what this is, the ledger what was committed.
 
 - The identity is written once, before anything else; its digest covers schema and provenance.
-- The ledger has one line per episode: key, task, length, and checksums of its files and of the shared files
-  as they are after it. A line costs the same for the first episode and the hundred-thousandth.
+- The ledger has one line per episode: key, task, length, facts, and checksums of its files and of the shared
+  files as they are after it. A line costs the same for the first episode and the hundred-thousandth.
 - `info.json` is the commit: a ledger line beyond its `total_episodes` does not count.
 """
 
@@ -23,6 +23,7 @@ from worldkv.dataset.layout import (
     INFO,
     LEDGER,
     VIDEO_PATH,
+    row_path,
 )
 from worldkv.dataset.schema import DatasetSchema
 from worldkv.errors import DatasetError
@@ -59,9 +60,7 @@ class Identity:
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{path}: not a description of a dataset ({error})") from error
         if identity.to_bytes() != path.read_bytes():
-            raise DatasetError(
-                f"{path}: damaged: expected digest {document.get('digest')}, found {identity.digest}"
-            )
+            raise DatasetError(f"{path}: damaged: expected digest {document.get('digest')}, found {identity.digest}")
         return identity
 
     def _document(self) -> dict[str, Any]:
@@ -79,10 +78,11 @@ class Entry:
     from_index: int
     """Index of its first frame in the whole dataset."""
     length: int
+    metadata: Mapping[str, MetadataValue]
     files: Mapping[str, str]
-    """xxh3-128 by path below the root, of files that never change again."""
+    """xxh3-128 by path below the root, of the files that are this episode's alone."""
     shared: Mapping[str, str]
-    """The same for the files that each commit replaces, as this commit left them."""
+    """The same for the files that commits replace, as this one left them: rows, tasks, statistics, info."""
 
     @property
     def to_index(self) -> int:
@@ -121,6 +121,11 @@ def committed_count(root: Path) -> int:
     if not isinstance(count, int) or count < 1:
         raise DatasetError(f"{path}: total_episodes is {count!r}, expected a number of 1 or more")
     return count
+
+
+def row_file_sums(entries: Sequence[Entry]) -> dict[Path, str]:
+    """Return the checksum of each file of rows: the one that the last commit to it left."""
+    return {path: entry.shared[path.as_posix()] for entry in entries for path in [row_path(entry.episode_index)]}
 
 
 def task_texts(entries: Sequence[Entry]) -> list[str]:

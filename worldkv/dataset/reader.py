@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worldkv.dataset.episode import MAIN_VIDEO, Episode, MetadataValue
-from worldkv.dataset.layout import IDENTITY, INFO, data_path, episode_path, video_path
-from worldkv.dataset.ledger import Entry, Identity, checksum, read_ledger, task_texts
+from worldkv.dataset.frames import read_frames, retrieved_lists
+from worldkv.dataset.layout import IDENTITY, INFO, data_path, video_path
+from worldkv.dataset.ledger import Entry, Identity, checksum, read_ledger, row_file_sums, task_texts
 from worldkv.dataset.schema import ACTION, INTRINSICS, POSE, RETRIEVED, DatasetSchema
-from worldkv.dataset.tables import read_frames, read_row, retrieved_lists
 from worldkv.dataset.verify import Fault, find_faults
 from worldkv.dataset.video import decode
 from worldkv.errors import DatasetError
@@ -76,10 +76,7 @@ class DatasetReader:
         entry, schema = self._entries[index], self.schema
         index = entry.episode_index
         columns = read_frames(self._checked(entry, data_path(index)), schema)
-        row = read_row(self._checked(entry, episode_path(index)))
-        videos = {
-            key: decode(self._checked(entry, video_path(key, index)), schema.fps) for key in schema.videos
-        }
+        videos = {key: decode(self._checked(entry, video_path(key, index)), schema.fps) for key in schema.videos}
         return Episode(
             frames_FHWC=videos.pop(MAIN_VIDEO),
             c2w_F44=columns[POSE],
@@ -91,7 +88,7 @@ class DatasetReader:
             retrieved=retrieved_lists(columns[RETRIEVED]) if schema.retrieved_width else (),
             videos=videos,
             scalars={name: columns[name].reshape(-1) for name in schema.scalars},
-            metadata={name: row[f"worldkv/{name}"] for name in schema.metadata},
+            metadata=entry.metadata,
         )
 
     def verify(self) -> list[Fault]:
@@ -102,6 +99,7 @@ class DatasetReader:
         """Return a summary; reads no episode."""
         schema, frames = self.schema, self._entries[-1].to_index
         paths = [self.root / path for entry in self._entries for path in entry.files]
+        paths += [self.root / path for path in row_file_sums(self._entries)]
         return DatasetSummary(
             root=self.root,
             episodes=len(self),

@@ -5,7 +5,10 @@ Only the one episode that was being committed can have left anything.
 """
 
 from collections.abc import Callable
+from functools import reduce
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from worldkv.dataset.durable import (
     cut_file,
@@ -16,11 +19,11 @@ from worldkv.dataset.durable import (
     sync,
     write_file,
 )
-from worldkv.dataset.layout import LEDGER, STAGING, STATS, TASKS, episode_files, episode_path
-from worldkv.dataset.ledger import Entry, checksum, json_bytes, read_ledger, task_texts
+from worldkv.dataset.layout import LEDGER, STAGING, STATS, TASKS, episode_files, row_path, row_position
+from worldkv.dataset.ledger import Entry, checksum, json_bytes, read_ledger, row_file_sums, task_texts
+from worldkv.dataset.rows import read_rows, row_stats, rows_bytes, tasks_bytes
 from worldkv.dataset.schema import DatasetSchema
 from worldkv.dataset.stats import Stats, merge, to_json
-from worldkv.dataset.tables import read_row_stats, tasks_bytes
 from worldkv.errors import OutputError
 
 WORK = STAGING / "work"
@@ -33,8 +36,11 @@ def recover(root: Path, schema: DatasetSchema) -> tuple[list[Entry], int]:
     entries, offset = read_ledger(root)
     for path in episode_files(schema.videos, len(entries)):
         remove_file(root / path)
+    if row_position(len(entries)) == 0:
+        remove_file(root / row_path(len(entries)))
     if entries:
         cut_file(root / LEDGER, offset)
+        _restore(root, row_path(len(entries) - 1), entries, lambda: rows_bytes(newest_rows(root, schema, entries)))
         _restore(root, TASKS, entries, lambda: tasks_bytes(task_texts(entries)))
         _restore(root, STATS, entries, lambda: json_bytes(to_json(folded_stats(root, schema, entries))))
     else:
@@ -45,10 +51,14 @@ def recover(root: Path, schema: DatasetSchema) -> tuple[list[Entry], int]:
 
 def folded_stats(root: Path, schema: DatasetSchema, entries: list[Entry]) -> Stats:
     """Return the statistics of the whole dataset from those of its episodes, merged in their order."""
-    stats = read_row_stats(root / episode_path(0), schema)
-    for entry in entries[1:]:
-        stats = merge(stats, read_row_stats(root / episode_path(entry.episode_index), schema))
-    return stats
+    paths = row_file_sums(entries)
+    return reduce(merge, chain.from_iterable(row_stats(read_rows(root / path, schema), schema) for path in paths))
+
+
+def newest_rows(root: Path, schema: DatasetSchema, entries: list[Entry]) -> Any:
+    """Return the committed rows in the newest file of rows."""
+    rows = read_rows(root / row_path(len(entries) - 1), schema)
+    return rows.slice(0, row_position(len(entries) - 1) + 1)
 
 
 def _restore(root: Path, path: Path, entries: list[Entry], rebuild: Callable[[], bytes]) -> None:

@@ -64,9 +64,7 @@ class DatasetSchema:
             self.encoder.check_size(key, height, width)
 
     @classmethod
-    def of(
-        cls, episode: Episode, *, retrieved_width: int, encoder: EncoderOptions | None = None
-    ) -> "DatasetSchema":
+    def of(cls, episode: Episode, *, retrieved_width: int, encoder: EncoderOptions | None = None) -> "DatasetSchema":
         """Return the schema that this episode, and all others like it, fit."""
         sizes = {key: (frames.shape[1], frames.shape[2]) for key, frames in episode.all_videos().items()}
         return cls(
@@ -117,14 +115,11 @@ class DatasetSchema:
         for name in ("fps", "videos", "action_names", "scalars", "metadata"):
             expected, given = getattr(self, name), getattr(found, name)
             if expected != given:
-                raise DatasetError(
-                    f"episode does not fit the dataset: {name} is {given}, expected {expected}"
-                )
+                raise DatasetError(f"episode does not fit the dataset: {name} is {given}, expected {expected}")
+        check_text("task", episode.task)
         most = max((len(chunks) for chunks in episode.retrieved), default=0)
         if most > self.retrieved_width:
-            raise DatasetError(
-                f"a frame retrieved {most} chunks, the dataset has room for {self.retrieved_width}"
-            )
+            raise DatasetError(f"a frame retrieved {most} chunks, the dataset has room for {self.retrieved_width}")
 
     def _check_names(self) -> None:
         if MAIN_VIDEO not in self.videos:
@@ -161,6 +156,7 @@ class DatasetSchema:
 def metadata_type(name: str, value: MetadataValue) -> MetadataType:
     """Return the stored type of a fact; raises DatasetError if no column can hold it."""
     if isinstance(value, str):
+        check_text(name, value)
         return "str"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DatasetError(f"metadata {name}={value!r}: expected an int, a float or a text")
@@ -169,3 +165,11 @@ def metadata_type(name: str, value: MetadataValue) -> MetadataType:
     if isinstance(value, int) and not -INT64_MAX <= value <= INT64_MAX:
         raise DatasetError(f"metadata {name}={value}: an int must fit in 64 bits; store it as text")
     return "int" if isinstance(value, int) else "float"
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise DatasetError if no file can hold a text (one with half a surrogate pair has no UTF-8 form)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(f"{name} {text!r}: {error.reason}") from error

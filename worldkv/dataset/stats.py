@@ -35,9 +35,7 @@ def column_stats(values: npt.NDArray[Any]) -> FeatureStats:
 
 def video_stats(frames_FHWC: npt.NDArray[np.uint8]) -> FeatureStats:
     """Return per-colour statistics of pixels scaled to 0..1, shaped (3, 1, 1), over a spread of frames."""
-    picked = (
-        np.linspace(0, len(frames_FHWC) - 1, min(len(frames_FHWC), MAX_SAMPLED_FRAMES)).round().astype(int)
-    )
+    picked = np.linspace(0, len(frames_FHWC) - 1, min(len(frames_FHWC), MAX_SAMPLED_FRAMES)).round().astype(int)
     longest = max(frames_FHWC.shape[1:3])
     step = 1 if longest < MAX_SAMPLED_SIDE else longest // (MAX_SAMPLED_SIDE // 2)
     pixels_NC = frames_FHWC[picked, ::step, ::step].reshape(-1, 3)
@@ -60,8 +58,7 @@ def from_json(document: Mapping[str, Mapping[str, Any]]) -> Stats:
     """Return what `to_json` was given."""
     return {
         name: {
-            stat: np.array(value, dtype=np.int64 if stat == "count" else np.float64)
-            for stat, value in feature.items()
+            stat: np.array(value, dtype=np.int64 if stat == "count" else np.float64) for stat, value in feature.items()
         }
         for name, feature in document.items()
     }

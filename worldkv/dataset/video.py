@@ -45,9 +45,7 @@ class EncoderOptions:
 
     def __post_init__(self) -> None:
         if self.codec not in ENCODER_OF or not 0 <= self.crf <= 51 or self.gop < 1:
-            raise DatasetError(
-                f"encoder options {asdict(self)}: codec is h264 or ffv1, crf 0..51, gop 1 or more"
-            )
+            raise DatasetError(f"encoder options {asdict(self)}: codec is h264 or ffv1, crf 0..51, gop 1 or more")
 
     @property
     def lossless(self) -> bool:
@@ -92,9 +90,7 @@ def decode(path: Path, fps: int) -> npt.NDArray[np.uint8]:
         with av.open(str(path)) as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if frame.time is None or abs(frame.time - index / fps) > 0.1 / fps:
-                    raise DatasetError(
-                        f"{path}: frame {index} is at {frame.time} s, expected {index / fps} s"
-                    )
+                    raise DatasetError(f"{path}: frame {index} is at {frame.time} s, expected {index / fps} s")
                 pictures.append(frame.to_ndarray(format="rgb24"))
     except (av.FFmpegError, IndexError) as error:
         raise DatasetError(f"{path}: not a readable video ({error})") from error

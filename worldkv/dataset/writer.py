@@ -11,7 +11,7 @@ from worldkv.dataset.durable import FolderLock, output_faults, remove_folder
 from worldkv.dataset.episode import Episode, MetadataValue
 from worldkv.dataset.layout import MAX_EPISODES, STAGING
 from worldkv.dataset.ledger import Identity
-from worldkv.dataset.schema import DatasetSchema, metadata_type
+from worldkv.dataset.schema import DatasetSchema, check_text, metadata_type
 from worldkv.errors import DatasetError, OutputError
 
 
@@ -62,13 +62,11 @@ class DatasetWriter:
         dataset is then as before and the writer can go on. (If the very last flush failed, the episode is
         counted all the same: ask `committed_keys`.)
         """
-        if not key or key in self._books.keys:
-            raise DatasetError(f"{self.root}: episode key {key!r} is empty or already committed")
-        if len(self._books.keys) >= MAX_EPISODES:
-            raise OutputError(f"{self.root}: a dataset holds at most {MAX_EPISODES} episodes")
         self.identity.schema.check(episode)
+        check_text("episode key", key)
         with output_faults(self.root):
             self._recover_if_unfinished()
+            self._check_key(key)
             self._unfinished = True
             try:
                 commit = commit_episode(self.root, self.identity.schema, self._books, episode, key)
@@ -95,6 +93,12 @@ class DatasetWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_key(self, key: str) -> None:
+        if not key or key in self._books.keys:
+            raise DatasetError(f"{self.root}: episode key {key!r} is empty or already committed")
+        if len(self._books.keys) >= MAX_EPISODES:
+            raise OutputError(f"{self.root}: a dataset holds at most {MAX_EPISODES} episodes")
 
     def _recover_if_unfinished(self) -> None:
         # An interrupt, which is no error, can leave a commit half done in a living process.

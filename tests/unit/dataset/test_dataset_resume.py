@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from worldkv.dataset import ENCODER_PRESETS, DatasetReader, DatasetSchema, DatasetWriter, Episode
+from worldkv.dataset import ENCODER_PRESETS, DatasetReader, DatasetSchema, DatasetWriter, Episode, layout
 from worldkv.dataset import commit as commit_module
 from worldkv.dataset.layout import INFO
 from worldkv.errors import DatasetError, OutputError
@@ -146,7 +146,7 @@ def test_a_kill_while_recovering_is_recovered_from(tmp_path, disk, run, tree):
     assert len(DatasetReader.open(root).keys) == 1
     assert {str(fault.path.relative_to(root)) for fault in DatasetReader.open(root).verify()} == {
         "data/chunk-000/file-001.parquet",
-        "meta/episodes/chunk-000/file-001.parquet",
+        "meta/episodes/chunk-000/file-000.parquet",
         "meta/stats.json",
         "meta/tasks.parquet",
         "videos/observation.images.main/chunk-000/file-001.mp4",
@@ -175,6 +175,44 @@ def test_recovering_leaves_the_dataset_of_the_committed_episodes(tmp_path, disk,
     run(tmp_path / "killed", [], KEYS[:1])
     assert tree(tmp_path / "killed") == tree(tmp_path / "one")
     assert DatasetReader.open(tmp_path / "killed").verify() == []
+
+
+def test_full_files_and_folders_are_followed_by_new_ones(tmp_path, disk, run, tree, small, monkeypatch, same):
+    monkeypatch.setattr(layout, "ROWS_PER_FILE", 2)
+    monkeypatch.setattr(layout, "FILES_PER_FOLDER", 2)
+    keys = tuple("abcde")
+    run(tmp_path / "whole", [], keys)
+    root, whole = tmp_path / "killed", tree(tmp_path / "whole")
+    assert {name for name in whole if "episodes/" in name} == {
+        "meta/episodes/chunk-000/file-000.parquet",
+        "meta/episodes/chunk-000/file-001.parquet",
+        "meta/episodes/chunk-001/file-000.parquet",
+    }
+    assert "data/chunk-002/file-000.parquet" in whole
+    for count in range(1, 6):
+        # Killed just before each episode is counted: its row is in place, in an old file or in a new one.
+        trial = _copy(root, tmp_path / f"trial-{count}")
+        disk.restart()
+        run(trial, [], keys[:count])
+        disk.restart(fault_at=max(i for i, name in enumerate(disk.steps) if name == "replace"))
+        with pytest.raises(Killed):
+            run(root, [], keys[:count])
+        disk.restart()
+        assert (len(DatasetReader.open(root)) if count > 1 else 0) == count - 1
+        run(root, [], keys[:count])
+        assert DatasetReader.open(root).verify() == []
+    assert tree(root) == whole
+    assert all(same(found, small(seed)) for seed, found in enumerate(DatasetReader.open(root)))
+
+
+def test_a_dataset_can_be_read_while_it_grows(tmp_path, make_episode, schema, same):
+    with DatasetWriter.open(tmp_path / "d", schema) as writer:
+        writer.commit(make_episode(0), "a")
+        reader = DatasetReader.open(tmp_path / "d")
+        writer.commit(make_episode(1), "b")
+        assert len(reader) == 1
+        assert same(reader.episode(0), make_episode(0))
+        assert same(DatasetReader.open(tmp_path / "d").episode(1), make_episode(1))
 
 
 @pytest.mark.parametrize(("code", "first"), [(errno.ENOSPC, 0), (errno.EACCES, 1), (errno.EROFS, 2)])
@@ -227,9 +265,7 @@ def test_a_video_with_other_pixels_is_not_committed(tmp_path, monkeypatch, make_
     assert not (tmp_path / "d" / INFO).exists()
 
 
-def test_an_interrupt_in_a_living_process_is_undone_by_the_next_commit(
-    tmp_path, disk, make_episode, schema, tree
-):
+def test_an_interrupt_in_a_living_process_is_undone_by_the_next_commit(tmp_path, disk, make_episode, schema, tree):
     for name in ("whole", "interrupted"):
         with DatasetWriter.open(tmp_path / name, schema) as writer:
             writer.commit(make_episode(0), "a")
@@ -299,9 +335,7 @@ def test_a_finished_dataset_is_not_overwritten_unless_resumed(tmp_path, make_epi
         ({"model": "rooms"}, 4, r"another retrieved_width \(there 3, given 4\)"),
     ],
 )
-def test_a_dataset_of_another_kind_is_not_resumed(
-    tmp_path, make_episode, schema, tree, provenance, width, message
-):
+def test_a_dataset_of_another_kind_is_not_resumed(tmp_path, make_episode, schema, tree, provenance, width, message):
     with DatasetWriter.open(tmp_path / "d", schema, provenance={"model": "rooms"}) as writer:
         writer.commit(make_episode(0), "a")
     before = tree(tmp_path)

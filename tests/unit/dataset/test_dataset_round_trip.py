@@ -38,13 +38,9 @@ def test_a_written_dataset_has_no_fault_and_no_file_of_unknown_use(root, tree):
     assert DatasetReader.open(root).verify() == []
     assert sorted(tree(root)) == sorted(
         [f"meta/{name}" for name in ("info.json", "stats.json", "tasks.parquet", "worldkv.json")]
-        + ["meta/worldkv_episodes.jsonl"]
-        + [f"{folder}/chunk-000/file-00{n}.parquet" for folder in ("data", "meta/episodes") for n in range(3)]
-        + [
-            f"videos/observation.images.{name}/chunk-000/file-00{n}.mp4"
-            for name in ("main", "truth")
-            for n in range(3)
-        ]
+        + ["meta/worldkv_episodes.jsonl", "meta/episodes/chunk-000/file-000.parquet"]
+        + [f"data/chunk-000/file-00{n}.parquet" for n in range(3)]
+        + [f"videos/observation.images.{name}/chunk-000/file-00{n}.mp4" for name in ("main", "truth") for n in range(3)]
     )
 
 
@@ -76,12 +72,12 @@ def test_state_is_the_pose_without_its_last_row(root, make_episode):
 
 
 def test_episode_rows_carry_our_facts_beside_lerobots(root):
-    row = pq.read_table(root / "meta/episodes/chunk-000/file-001.parquet").to_pylist()[0]
+    row = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()[1]
     assert (row["worldkv/key"], row["worldkv/seed"], row["worldkv/policy"]) == ("rollout-1", 1, "retrieve")
     assert (row["dataset_from_index"], row["dataset_to_index"], row["length"]) == (3, 5, 2)
     assert row["tasks"] == ["turn round"]
     assert row["videos/observation.images.truth/to_timestamp"] == 2 / 12
-    assert (row["data/file_index"], row["meta/episodes/file_index"]) == (1, 1)
+    assert (row["data/file_index"], row["meta/episodes/file_index"]) == (1, 0)
 
 
 def test_statistics_cover_every_feature_and_agree_with_numpy(root, make_episode):
@@ -155,9 +151,7 @@ def test_one_frame_one_action_one_retrieved_chunk_come_back(tmp_path, make_episo
 def test_the_order_in_which_a_caller_names_things_does_not_matter(make_episode, schema):
     episode = make_episode(0)
     metadata = dict(reversed(episode.metadata.items()))
-    other = DatasetSchema.of(
-        dataclasses.replace(episode, metadata=metadata), retrieved_width=3, encoder=schema.encoder
-    )
+    other = DatasetSchema.of(dataclasses.replace(episode, metadata=metadata), retrieved_width=3, encoder=schema.encoder)
     assert other == schema
     assert list(other.metadata) == list(schema.metadata)
 
@@ -199,6 +193,7 @@ def test_an_episode_that_contradicts_itself_is_refused(make_episode, change, mes
         ({"metadata": {"seed": "0", "policy": "retrieve", "gap_seconds": 0.0}}, "metadata"),
         ({"metadata": {"seed": 2**64, "policy": "retrieve", "gap_seconds": 0.0}}, "64 bits"),
         ({"metadata": {"seed": True, "policy": "retrieve", "gap_seconds": 0.0}}, "seed=True"),
+        ({"task": "half \ud800"}, "surrogates not allowed"),
         ({"scalars": {}}, "scalars"),
         ({"videos": {}}, "videos"),
         ({"retrieved": ((0, 1, 2, 3), (), ())}, "retrieved 4 chunks, the dataset has room for 3"),
