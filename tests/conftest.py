@@ -1,5 +1,11 @@
-"""Unit tests never sleep, never open sockets: both are refused for everything under tests/unit and tests/golden."""
+"""What every test relies on.
 
+- Unit tests never sleep, never open sockets: both are refused under tests/unit, tests/golden, tests/architecture.
+- Property tests have no deadline, for on a busy machine a slow example says nothing about the code, and they try
+  the same examples in every run.
+"""
+
+import importlib.util
 import os
 import socket
 import time
@@ -9,6 +15,13 @@ import pytest
 
 # Two cores are the reference machine; oversubscribing them only makes tests slower and less repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# The venv of the conformance tests, which loads this file too, has no hypothesis and no property tests.
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    settings.register_profile("worldkv", deadline=None, derandomize=True)
+    settings.load_profile("worldkv")
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 

@@ -70,23 +70,41 @@ def rollout(
     `given` holds per session the first video frames [F', H, W, 3] it is shown instead of making them (whole
     chunks). `levels` are the noise levels of the denoise steps.
     """
+    if len({(session.chunk, session.chunks) for session in sessions}) > 1:
+        places = ", ".join(f"{session.chunk} of {session.chunks}" for session in sessions)
+        raise ValueError(f"sessions of one batch must be at the same chunk and end together, got {places}")
     buffer = WindowBuffer(model.geometry, model.device, model.kv_dtype)
     clock = clock or StageSeconds()
     while not all(session.finished for session in sessions):
-        yield _advance(model, sessions, buffer, levels, _next_given(sessions, given), clock)
+        shown = _next_given(sessions, given)
+        with clock("retrieve"):
+            retrieved = [session.retrieve() for session in sessions]
+        records: dict[int, ChunkRecord] = {}
+        for batch in _equally_long(retrieved):
+            part = [sessions[b] for b in batch], [retrieved[b] for b in batch]
+            frames = None if shown is None else shown[batch]
+            records |= zip(batch, _advance(model, *part, buffer, levels, frames, clock), strict=True)
+        yield [records[b] for b in range(len(sessions))]
+
+
+def _equally_long(retrieved: Sequence[Retrieved]) -> list[list[int]]:
+    """Which sessions can share a batch: all of them, unless a miss left some with a shorter window."""
+    batches: dict[int, list[int]] = {}
+    for b, found in enumerate(retrieved):
+        batches.setdefault(sum(chunk.tokens for chunk in found.chunks), []).append(b)
+    return list(batches.values())
 
 
 def _advance(
     model: WorldModel,
     sessions: Sequence[Session],
+    retrieved: Sequence[Retrieved],
     buffer: WindowBuffer,
     levels: Sequence[float],
     given: NDArray[np.uint8] | None,
     clock: StageSeconds,
 ) -> list[ChunkRecord]:
     states, views = [s.state for s in sessions], [s.view() for s in sessions]
-    with clock("retrieve"):
-        retrieved = [s.retrieve() for s in sessions]
     with clock("assemble"):
         rows, firsts = zip(*(s.slots(r) for s, r in zip(sessions, retrieved, strict=True)), strict=True)
         window = buffer.assemble(rows, firsts)
@@ -100,7 +118,7 @@ def _advance(
         kv = model.clean_pass(latents, condition, window, states)
     with clock("compress and admit"):
         for b, session in enumerate(sessions):
-            evicted = session.push(kv.k_LBTHD[:, b], kv.v_LBTHD[:, b])
+            evicted = session.push(kv.k_LBTHD[:, b].contiguous(), kv.v_LBTHD[:, b].contiguous())
             if evicted is not None and session.policy.remembers:
                 session.remember(evicted)
     with clock("decode"):

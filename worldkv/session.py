@@ -2,7 +2,7 @@
 
 - A chunk that leaves the window is admitted to memory or forgotten, as the policy says; never both.
 - The session holds one reference on each chunk it has stored, until `close`.
-- `snapshot` is complete: `Session.restore` on the same device type continues bit for bit.
+- A snapshot (`worldkv.snapshot`) is complete: restored on the same device type it continues bit for bit.
 
 Shapes: L layers, F frames, T tokens, H heads, D head dim.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from worldkv.memory import retrieval
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.compression import gather, kept_tokens
+from worldkv.memory.index import PoseIndex
 from worldkv.memory.policy import MemoryPolicy
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.base import ModelState, View, WorldModel
@@ -34,7 +34,8 @@ from worldkv.window.positions import WindowChunks, first_frames
 _serial = itertools.count()
 
 
-class LiveChunk(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LiveChunk:
     """A chunk inside the window, uncompressed."""
 
     index: int
@@ -55,7 +56,7 @@ class Retrieved:
 
 @dataclass
 class Session:
-    """Mutable; one thread. `open_session` makes a fresh one, `restore` one from a snapshot."""
+    """Mutable; one thread. `open_session` makes a fresh one, `worldkv.snapshot.restore` one from a snapshot."""
 
     model: WorldModel
     memory: ChunkMemory
@@ -71,6 +72,8 @@ class Session:
     """The window's own chunks, oldest first: sink, then recent."""
     stored: dict[int, str] = field(default_factory=dict)
     """Chunk index -> id in memory."""
+    index: PoseIndex = field(default_factory=lambda: PoseIndex(parity=False))
+    """From where each stored chunk was seen."""
     stored_bytes: int = 0
     """Bytes of all chunks this session has stored."""
     serial: int = field(default_factory=lambda: next(_serial))
@@ -103,31 +106,24 @@ class Session:
     def retrieve(self) -> Retrieved:
         """Rank the stored chunks for the next view and fetch the best; empty when the policy does not."""
         policy = self.policy
-        allowed = retrieval.candidates(
-            self.chunk, policy.sink_chunks, policy.recent_chunks or 0, parity=policy.parity
-        )
-        index_N = [index for index in self.stored if index in allowed]
-        if not policy.remembers or not index_N:
-            return Retrieved()
-        chosen = self._select(index_N)
-        found = self.memory.fetch([self.stored[index] for index in sorted(chosen)])
+        allowed = retrieval.candidates(self.chunk, policy.sink_chunks, policy.recent_chunks or 0, parity=policy.parity)
+        chunk_N = self.index.candidates(allowed)
+        if policy.ranking == "random":
+            picked = retrieval.select_random(
+                chunk_N,
+                policy.retrieved_chunks,
+                seed=self.seed,
+                rollout=self.rollout,
+                current_chunk=self.chunk,
+            )
+            chosen = [int(chunk) for chunk in picked]
+        else:
+            chosen = self.index.nearest(chunk_N, self.latent_poses(self.chunk), policy.retrieved_chunks)
+        found = self.memory.fetch([self.stored[chunk] for chunk in sorted(chosen)])
         hits = tuple(chunk for chunk in found if chunk is not None)
         return Retrieved(hits, missed=len(found) - len(hits))
 
-    def _select(self, index_N: list[int]) -> list[int]:
-        policy = self.policy
-        if policy.ranking == "random":
-            picked = retrieval.select_random(
-                index_N, policy.retrieved_chunks, seed=self.seed, rollout=self.rollout, current_chunk=self.chunk
-            )
-        else:
-            poses_NF44 = np.stack([self._latent_poses(index) for index in index_N])
-            query_F44 = self._latent_poses(self.chunk)
-            distance_N = retrieval.pose_distance(poses_NF44, query_F44, parity=policy.parity)
-            picked = retrieval.select(distance_N, index_N, policy.retrieved_chunks)
-        return [int(index) for index in picked]
-
-    def _latent_poses(self, index: int) -> NDArray[np.float32]:
+    def latent_poses(self, index: int) -> NDArray[np.float32]:
         """Poses of a chunk's latent frames [F, 4, 4]."""
         view = chunk_view(self.trajectory, index, self.video_frames_per_chunk)
         return view.c2w_F44[:: self.model.video_frames_per_latent]
@@ -164,7 +160,11 @@ class Session:
     def _stored_slot(self, chunk: KVChunk, first_frame: int) -> Slot:
         ids = chunk.token_ids_T3
         return Slot(
-            (self.serial, chunk.id), first_frame, chunk.tokens, chunk.load, None if ids is None else torch.from_numpy(ids)
+            (self.serial, chunk.id),
+            first_frame,
+            chunk.tokens,
+            chunk.load,
+            None if ids is None else torch.from_numpy(ids),
         )
 
     def push(self, k_LTHD: Tensor, v_LTHD: Tensor) -> LiveChunk | None:
@@ -186,15 +186,17 @@ class Session:
             k, v = gather(k, kept), gather(v, kept)
             grid = rotary.grid_token_ids(geometry.chunk_latent_frames, geometry.rows, geometry.columns)
             ids = grid[kept.cpu()].numpy().astype(np.int16)
+        poses_F44 = self.latent_poses(live.index)
         chunk = make_chunk(
             tenant=self.tenant,
             epoch=self.model.epoch,
             index=live.index,
-            c2w_F44=self._latent_poses(live.index),
+            c2w_F44=poses_F44,
             encoded=CODECS[self.policy.codec].encode(k, v),
             token_ids_T3=ids,
         )
         self.stored[live.index] = self.memory.admit(chunk)
+        self.index.add(live.index, poses_F44)
         self.stored_bytes += chunk.nbytes
 
     def fork(self, rollout: int) -> Session:
@@ -207,6 +209,7 @@ class Session:
             state=state,
             live=list(self.live),
             stored=dict(self.stored),
+            index=self.index.copy(),
             serial=next(_serial),
         )
 
@@ -234,7 +237,8 @@ def open_session(
             f"{trajectory.name}: {len(trajectory)} poses, but one chunk of {model.name} takes {per_chunk}"
         )
     state = model.open(chunk_view(trajectory, 0, per_chunk), {})
-    return Session(model, memory, policy, trajectory, seed, rollout, tenant, state)
+    index = PoseIndex(parity=policy.parity)
+    return Session(model, memory, policy, trajectory, seed, rollout, tenant, state, index=index)
 
 
 def chunk_view(trajectory: Trajectory, chunk: int, video_frames: int) -> View:
@@ -244,5 +248,3 @@ def chunk_view(trajectory: Trajectory, chunk: int, video_frames: int) -> View:
         c2w_F44=trajectory.c2w_F44[part].astype(np.float32),
         intrinsics_F4=trajectory.intrinsics_F4[part].astype(np.float32),
     )
-
-

@@ -68,8 +68,7 @@ def test_interpolated_poses_match(golden, poses):
 def test_intrinsics_match(golden, manifest):
     for case, sizes in manifest["get_Ks_transformed"].items():
         original, resized, final = (
-            PictureSize(sizes[f"height_{stage}"], sizes[f"width_{stage}"])
-            for stage in ("org", "resize", "final")
+            PictureSize(sizes[f"height_{stage}"], sizes[f"width_{stage}"]) for stage in ("org", "resize", "final")
         )
         actual = resize_and_crop(golden["intrinsics_npy"], original, resized, final)
         assert_close(actual, golden[f"Ks/{case}"])

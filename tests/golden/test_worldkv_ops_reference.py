@@ -65,9 +65,7 @@ def test_kept_tokens_match(ops: dict[str, Tensor], manifest: dict[str, Any], cas
     frames, chunk_tokens = config["chunk_size"], config["chunk_size"] * config["frame_seqlen"]
     k = ops[f"compress/{case}/k"]
     for key, expected in config["kept"].items():
-        ratio, rotate_anchor, pooled = (
-            key.removeprefix("ratio").replace("rotate", "").replace("pooled", "").split("_")
-        )
+        ratio, rotate_anchor, pooled = key.removeprefix("ratio").replace("rotate", "").replace("pooled", "").split("_")
         found = []
         for chunk in range(config["num_chunks"]):
             anchor = chunk % frames if rotate_anchor == "1" else 0
@@ -88,9 +86,7 @@ def retrieval_runs(reference: Path) -> list[tuple[str, np.ndarray, dict[str, Any
     folder = reference / "worldkv_ops"
     poses = load_numpy(folder / "trajectories.safetensors")
     cases = json.loads((folder / "retrieval.json").read_text())
-    return [
-        (case["name"], poses[f"{case['name']}/c2ws_infer"], run) for case in cases for run in case["runs"]
-    ]
+    return [(case["name"], poses[f"{case['name']}/c2ws_infer"], run) for case in cases for run in case["runs"]]
 
 
 def test_retrieval_matches(reference: Path):
@@ -99,9 +95,7 @@ def test_retrieval_matches(reference: Path):
         size = run["chunk_size"]
         c2w_NF44 = c2w_F44[: len(c2w_F44) // size * size].reshape(-1, size, 4, 4)
         sink_chunks = -(-run["sink_size"] // size)
-        recent_chunks = (
-            run["recent_frames"][0] // size - 1
-        )  # the published recent part counts the current chunk
+        recent_chunks = run["recent_frames"][0] // size - 1  # the published recent part counts the current chunk
         for current, expected in enumerate(run["selected_chunks"]):
             ids = candidates(current, sink_chunks, recent_chunks, parity=True)
             if expected is None:

@@ -130,9 +130,7 @@ def from_key_columns(keys: ArrayLike, columns: Sequence[Action], source: str) ->
     """
     keys_FC = np.asarray(keys, dtype=np.float64)
     if keys_FC.ndim != 2 or keys_FC.shape[1] != len(columns):
-        raise TrajectoryError(
-            f"{source}: actions have shape {list(keys_FC.shape)}, expected [frames, {len(columns)}]"
-        )
+        raise TrajectoryError(f"{source}: actions have shape {list(keys_FC.shape)}, expected [frames, {len(columns)}]")
     bad_F = ~((keys_FC >= 0) & (keys_FC <= 1)).all(axis=1)
     if bad_F.any():
         raise TrajectoryError(f"{source}: frame {int(bad_F.argmax())}: a key value is not between 0 and 1")

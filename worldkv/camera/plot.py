@@ -40,9 +40,7 @@ def plot_topdown(trajectory: Trajectory, path: str | Path) -> None:
 
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise OutputError(
-            f"{path}: cannot draw {path.suffix or 'without a suffix'}, allowed are {', '.join(SUFFIXES)}"
-        )
+        raise OutputError(f"{path}: cannot draw {path.suffix or 'without a suffix'}, allowed are {', '.join(SUFFIXES)}")
     figure = Figure(figsize=(7, 8.4), layout="constrained")
     above, revisits = figure.subplots(2, 1, height_ratios=(4, 1))
     _draw_path(above, trajectory)
@@ -93,9 +91,7 @@ def _draw_revisits(above: Axes, below: Axes, trajectory: Trajectory) -> None:
     distance = REVISIT_DISTANCE_SHARE * max(np.ptp(x_F), np.ptp(z_F), 1e-6)
     pairs_N2 = find_revisits(trajectory.c2w_F44, distance=distance, degrees=REVISIT_DEGREES)
     frame_N, earlier_N = pairs_N2.T
-    above.scatter(
-        x_F[frame_N], z_F[frame_N], s=14, facecolor="none", edgecolor="crimson", label="revisit", zorder=3
-    )
+    above.scatter(x_F[frame_N], z_F[frame_N], s=14, facecolor="none", edgecolor="crimson", label="revisit", zorder=3)
     below.scatter(frame_N, earlier_N, s=4, color="crimson")
     limits = (0, len(trajectory))
     below.set(xlim=limits, ylim=limits, xlabel="video frame", ylabel="revisits frame")

@@ -6,6 +6,7 @@ Shapes: L layers, F latent frames, T tokens, H heads, D head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -18,7 +19,7 @@ from worldkv.errors import ChunkCorrupt
 from worldkv.memory.codec import CODECS, Encoded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KVChunk:
     """Keys before rotation and values of one chunk, with all that is needed to place them again."""
 
@@ -77,7 +78,7 @@ class KVChunk:
         return bytes(msgpack.packb({"header": _header(self), "checksum": self.checksum, "payload": payload}))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> KVChunk:
+    def from_bytes(cls, data: bytes | memoryview) -> KVChunk:
         """The chunk of `to_bytes`, on the CPU, verified. Raises ChunkCorrupt."""
         try:
             content = msgpack.unpackb(data)
@@ -85,7 +86,7 @@ class KVChunk:
             shape = tuple(header["shape"])
             layout = CODECS[header["codec"]].layout(shape)
             tensors = {
-                name: torch.frombuffer(bytearray(payload[name]), dtype=dtype).reshape(size)
+                name: torch.frombuffer(bytearray(memoryview(payload[name])), dtype=dtype).reshape(size)
                 for name, (size, dtype) in layout.items()
             }
             ids = header["token_ids"]
@@ -93,12 +94,19 @@ class KVChunk:
                 tenant=header["tenant"],
                 epoch=header["epoch"],
                 index=header["index"],
-                c2w_F44=np.frombuffer(header["c2w"], np.float32).reshape(-1, 4, 4),
-                token_ids_T3=None if ids is None else np.frombuffer(ids, np.int16).reshape(-1, 3),
+                c2w_F44=_array(header["c2w"], np.float32).reshape(-1, 4, 4),
+                token_ids_T3=None if ids is None else _array(ids, np.int16).reshape(-1, 3),
                 encoded=Encoded(header["codec"], shape, header["dtype"], tensors),
                 checksum=content["checksum"],
             )
-        except (KeyError, TypeError, ValueError, RuntimeError, msgpack.UnpackException) as fault:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            RuntimeError,
+            msgpack.UnpackException,
+        ) as fault:
             raise ChunkCorrupt(f"a chunk of {len(data)} bytes cannot be read: {fault!r}") from fault
         chunk.verify()
         return chunk
@@ -114,9 +122,7 @@ def make_chunk(
     token_ids_T3: NDArray[np.int16] | None = None,
 ) -> KVChunk:
     """A sealed chunk: its checksum is computed here, once. Waits for the payload's device."""
-    draft = KVChunk(
-        tenant, epoch, index, np.ascontiguousarray(c2w_F44, np.float32), token_ids_T3, encoded, ""
-    )
+    draft = KVChunk(tenant, epoch, index, np.ascontiguousarray(c2w_F44, np.float32), token_ids_T3, encoded, "")
     return replace(draft, checksum=_checksum(draft))
 
 
@@ -138,6 +144,11 @@ def _checksum(chunk: KVChunk) -> str:
     for name in sorted(chunk.encoded.tensors):
         digest.update(_raw(chunk.encoded.tensors[name]))
     return str(digest.hexdigest())
+
+
+def _array(data: bytes, dtype: type[np.generic]) -> NDArray[Any]:
+    # A copy: torch warns of arrays that cannot be written to, as views of bytes are.
+    return np.frombuffer(data, dtype).copy()
 
 
 def _raw(tensor: Tensor) -> bytes:

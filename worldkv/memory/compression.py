@@ -75,9 +75,7 @@ def kept_tokens(k_LTHD: Tensor, latent_frames: int, pruning: Pruning) -> Tensor:
     if kept == size or latent_frames == 1:
         kept_LK = index_FS.flatten().expand(rows, -1)
     else:
-        similarity_LFS = _SIMILARITY[pruning.rule](
-            torch.unflatten(k_LTHD, 1, (latent_frames, size)).float(), anchor
-        )
+        similarity_LFS = _SIMILARITY[pruning.rule](torch.unflatten(k_LTHD, 1, (latent_frames, size)).float(), anchor)
         if pruning.joint:
             similarity_LFS = similarity_LFS.mean(0, keepdim=True)
         others = [frame for frame in range(latent_frames) if frame != anchor]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from worldkv.errors import ConfigError
@@ -63,3 +64,49 @@ PRESETS: dict[str, MemoryPolicy] = {
     "worldkv": MemoryPolicy("worldkv", retrieved_chunks=4),
 }
 """The three policies everyone compares, by name."""
+
+
+def parse_policy(text: str) -> MemoryPolicy:
+    """A preset by name, changed by `key=value` parts: `worldkv`, `worldkv/positions=original/codec=int8`.
+
+    `keep=0.5` prunes by the published rule, `keep=0.5/rule=nearest` by ours. The policy is named by the text.
+    Raises ConfigError.
+    """
+    preset, *changes = text.split("/")
+    if preset not in PRESETS:
+        raise ConfigError(f"policy {text!r}: {preset!r} is not one of {', '.join(PRESETS)}")
+    given: dict[str, str] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or key not in _PARSERS:
+            raise ConfigError(f"policy {text!r}: {change!r} is not key=value with key one of {', '.join(_PARSERS)}")
+        given[key] = value
+    try:
+        values = {key: _PARSERS[key](value) for key, value in given.items()}
+    except ValueError as fault:
+        raise ConfigError(f"policy {text!r}: {fault}") from fault
+    keep, rule = values.pop("keep", None), values.pop("rule", "centroid")
+    if keep is not None:
+        values["pruning"] = Pruning(keep_ratio=keep, rule=rule, joint=True)  # type: ignore[arg-type]
+    return replace(PRESETS[preset], name=text, **values)  # type: ignore[arg-type]
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ConfigError(f"{text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "sink_chunks": int,
+    "recent_chunks": int,
+    "retrieved_chunks": int,
+    "ranking": _one_of("pose", "random"),
+    "positions": _one_of("original", "rebased"),
+    "codec": _one_of(*CODECS),
+    "keep": float,
+    "rule": _one_of("centroid", "nearest"),
+}

@@ -48,6 +48,13 @@ class ChunkMemory:
                 raise ChunkNotFound(f"chunk {chunk_id} is held by no session and cannot be retained")
             self._references[chunk_id] += 1
 
+    def admit_dropped(self, chunk_ids: Iterable[str]) -> None:
+        """Take one reference on chunks that were dropped elsewhere: they miss as evicted, not as cold.
+
+        Where this memory holds the same content for another session, they hit.
+        """
+        self._references.update(chunk_ids)
+
     def release(self, chunk_ids: Iterable[str]) -> None:
         """Give back one reference on each; a chunk nobody holds any more is gone."""
         for chunk_id in chunk_ids:
@@ -62,12 +69,20 @@ class ChunkMemory:
         """The chunks, in order, promoted to tier 0 where they fit; None for each miss."""
         return [self._fetch(chunk_id) for chunk_id in chunk_ids]
 
+    def held(self, chunk_ids: Iterable[str]) -> list[KVChunk]:
+        """Those of the chunks that a tier holds and that are sound, coldest first.
+
+        Admitted in this order to empty tiers of the same size, they lie where they lie here. No lookup is counted
+        and nothing moves.
+        """
+        wanted = set(chunk_ids)
+        lying = [tier.peek(i) for tier in reversed(self.tiers) for i in tier.ids() if i in wanted]
+        return [chunk for chunk in lying if chunk.epoch == self.epoch and _sound(chunk)]
+
     def stats(self) -> MemoryStats:
         """A frozen copy of all counters and the tiers' fill."""
         hits, misses = self._hits.total(), {reason: self._misses[reason] for reason in MISS_REASONS}
-        tiers = tuple(
-            TierStats(t.name, len(t), t.used_bytes, t.capacity_bytes, self._hits[t.name]) for t in self.tiers
-        )
+        tiers = tuple(TierStats(t.name, len(t), t.used_bytes, t.capacity_bytes, self._hits[t.name]) for t in self.tiers)
         counts = {k: self._count[k] for k in ("admitted", "admitted_bytes", "demoted", "promoted", "dropped")}
         return MemoryStats(self._count["lookups"], hits, misses, tiers=tiers, **counts)
 
@@ -78,7 +93,7 @@ class ChunkMemory:
         faults += [f"chunk {i} lies in {n} tiers" for i, n in seen.items() if n > 1]
         faults += [f"chunk {i} is held by nobody" for i in seen if self._references[i] <= 0]
         for tier in self.tiers:
-            used = sum(tier.get(i).nbytes for i in list(tier.ids()))
+            used = sum(tier.peek(i).nbytes for i in tier.ids())
             if used != tier.used_bytes or used > tier.capacity_bytes:
                 faults.append(
                     f"tier {tier.name}: {used} bytes held, {tier.used_bytes} booked, {tier.capacity_bytes} cap"
@@ -88,20 +103,22 @@ class ChunkMemory:
     def _tier_of(self, chunk_id: str) -> ResidentTier | None:
         return next((tier for tier in self.tiers if chunk_id in tier), None)
 
-    def _place(self, chunk: KVChunk, level: int) -> None:
-        """Into tier `level`, pushing its least recently used chunks one tier down, or out of the last."""
+    def _place(self, chunk: KVChunk, level: int) -> bool:
+        """Into tier `level`, pushing its least recently used chunks one tier down, or out of the last.
+
+        A chunk that is larger than the tier goes further down; False when no tier took it.
+        """
         if level == len(self.tiers):
             self._count["dropped"] += 1
-            return
+            return False
         tier = self.tiers[level]
         if chunk.nbytes > tier.capacity_bytes:
-            self._place(chunk, level + 1)
-            return
+            return self._place(chunk, level + 1)
         while chunk.nbytes > tier.capacity_bytes - tier.used_bytes:
             oldest = tier.pop(next(tier.ids()))
-            self._count["demoted"] += level + 1 < len(self.tiers)
-            self._place(oldest, level + 1)
+            self._count["demoted"] += self._place(oldest, level + 1)
         tier.put(chunk)
+        return True
 
     def _fetch(self, chunk_id: str) -> KVChunk | None:
         self._count["lookups"] += 1
@@ -119,6 +136,7 @@ class ChunkMemory:
         if tier is not self.tiers[0] and chunk.nbytes <= self.tiers[0].capacity_bytes:
             self._place(tier.pop(chunk_id), 0)
             self._count["promoted"] += 1
+            return self.tiers[0].peek(chunk_id)  # already on its device: not copied again by whoever loads it
         return chunk
 
     def _fault(self, chunk: KVChunk, tier: ResidentTier) -> str | None:
@@ -126,8 +144,12 @@ class ChunkMemory:
             return "stale_epoch"
         if tier is self.tiers[0]:
             return None  # verified when it came here; device memory is not checked again at each use
-        try:
-            chunk.verify()
-        except ChunkCorrupt:
-            return "corrupt"
-        return None
+        return None if _sound(chunk) else "corrupt"
+
+
+def _sound(chunk: KVChunk) -> bool:
+    try:
+        chunk.verify()
+    except ChunkCorrupt:
+        return False
+    return True

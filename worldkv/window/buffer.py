@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from worldkv.models.base import KVGeometry
+from worldkv.geometry import KVGeometry
 from worldkv.window import rotary
 
 # Rebased windows use a handful of positions over and over; a full history adds one per chunk.
@@ -93,9 +93,7 @@ class WindowBuffer:
             return
         # A first window of fixed size (sliding, WorldKV) should not be doubled: take the trained clip as a start.
         start = g.trained_latent_frames * g.tokens_per_latent_frame
-        length = (
-            have_tokens if tokens <= have_tokens else max(tokens, min(2 * have_tokens, 2 * tokens), start)
-        )
+        length = have_tokens if tokens <= have_tokens else max(tokens, min(2 * have_tokens, 2 * tokens), start)
         shape = (g.layers, max(rows, have_rows), length, g.heads, g.head_dim)
         k, v = (torch.empty(shape, device=self.device, dtype=self.dtype) for _ in range(2))
         if have_rows:
@@ -106,6 +104,7 @@ class WindowBuffer:
 
     def _fill(self, b: int, row: Sequence[Slot]) -> None:
         held, start = self._held[b], 0
+        self._held[b] = []  # should a load fail half-way, nothing is in place
         wanted = []
         stale = False
         for place, slot in enumerate(row):

@@ -31,9 +31,7 @@ class WindowChunks:
     def __post_init__(self) -> None:
         past = self.past
         if len(set(past)) != len(past) or any(not 0 <= chunk < self.current for chunk in past):
-            raise ConfigError(
-                f"{self}: each chunk may be in one part only and must be in 0..{self.current - 1}"
-            )
+            raise ConfigError(f"{self}: each chunk may be in one part only and must be in 0..{self.current - 1}")
 
     @property
     def past(self) -> tuple[int, ...]:

@@ -63,9 +63,7 @@ def rotate(x_THD: Tensor, cos_TP: Tensor, sin_TP: Tensor, *, out: Tensor | None 
     if torch.compiler.is_compiling():
         turned = _turn_real(x, cos, sin)
     elif out is not None and out.dtype == torch.float32 and _viewable_as_pairs(out):
-        torch.mul(
-            _pairs(x), torch.complex(cos, sin), out=torch.view_as_complex(out.view(*out.shape[:-1], -1, 2))
-        )
+        torch.mul(_pairs(x), torch.complex(cos, sin), out=torch.view_as_complex(out.view(*out.shape[:-1], -1, 2)))
         return out
     else:
         turned = torch.view_as_real(_pairs(x) * torch.complex(cos, sin)).flatten(-2)

@@ -24,15 +24,13 @@ from worldkv.camera.actions import (
 from worldkv.camera.poses import check_poses, planar_coordinates, planar_poses
 from worldkv.errors import TrajectoryError
 
-ACTIONS = st.lists(
-    st.sets(st.sampled_from("WSADRL")).map(lambda keys: parse_action("".join(keys))), max_size=40
-).map(tuple)
+ACTIONS = st.lists(st.sets(st.sampled_from("WSADRL")).map(lambda keys: parse_action("".join(keys))), max_size=40).map(
+    tuple
+)
 SMALL_ROOM = Motion(turn_degrees_per_frame=6.0, distance_per_frame=0.1)
 
 
-@pytest.mark.parametrize(
-    ("key", "place"), [("W", (0, 0, 1)), ("S", (0, 0, -1)), ("D", (1, 0, 0)), ("A", (-1, 0, 0))]
-)
+@pytest.mark.parametrize(("key", "place"), [("W", (0, 0, 1)), ("S", (0, 0, -1)), ("D", (1, 0, 0)), ("A", (-1, 0, 0))])
 def test_keys_move_along_the_axes_of_an_unturned_camera(key, place):
     pose = advance(np.eye(4), parse_action(key), Motion(0, 1.0))
     np.testing.assert_allclose(pose[:3, 3], place, atol=1e-15)

@@ -20,9 +20,7 @@ def test_resizing_scales_each_axis_by_itself():
 
 
 def test_cropping_moves_the_centre_and_keeps_the_focal_length():
-    cropped = resize_and_crop(
-        [[100, 100, 50, 40]], PictureSize(80, 100), PictureSize(80, 100), PictureSize(60, 90)
-    )
+    cropped = resize_and_crop([[100, 100, 50, 40]], PictureSize(80, 100), PictureSize(80, 100), PictureSize(60, 90))
     np.testing.assert_allclose(cropped, [[100, 100, 45, 30]])
 
 

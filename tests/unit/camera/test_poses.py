@@ -33,9 +33,7 @@ def test_inverse_of_inverse_is_the_pose(c2w_F44):
 
 @given(some_poses())
 def test_inverse_undoes_the_pose(c2w_F44):
-    np.testing.assert_allclose(
-        invert_poses(c2w_F44) @ c2w_F44, np.broadcast_to(np.eye(4), c2w_F44.shape), atol=1e-12
-    )
+    np.testing.assert_allclose(invert_poses(c2w_F44) @ c2w_F44, np.broadcast_to(np.eye(4), c2w_F44.shape), atol=1e-12)
 
 
 def test_inverse_takes_a_single_pose():
@@ -103,9 +101,7 @@ def test_interpolation_outside_the_trajectory_is_refused(time):
         interpolate_poses(planar_poses([0, 1, 2], 0, 0), [time])
 
 
-@pytest.mark.parametrize(
-    ("video_frames", "expected"), [(9, [0, 4, 8]), (12, [0, 4, 8]), (21, [0, 4, 8, 12, 16, 20])]
-)
+@pytest.mark.parametrize(("video_frames", "expected"), [(9, [0, 4, 8]), (12, [0, 4, 8]), (21, [0, 4, 8, 12, 16, 20])])
 def test_latent_frames_are_four_video_frames_apart(video_frames, expected):
     np.testing.assert_array_equal(latent_frame_times(video_frames), expected)
 

@@ -47,9 +47,7 @@ def test_folding_keeps_every_value_and_orders_channel_row_column():
     folded = fold_pixels(picture, 2)
     assert folded.shape == (12, 2, 2, 3)
     for channel, row, column in [(0, 0, 0), (1, 0, 1), (2, 1, 0)]:
-        np.testing.assert_array_equal(
-            folded[channel * 4 + row * 2 + column], picture[:, row::2, column::2, channel]
-        )
+        np.testing.assert_array_equal(folded[channel * 4 + row * 2 + column], picture[:, row::2, column::2, channel])
 
 
 def test_folding_a_picture_without_whole_squares_is_refused():

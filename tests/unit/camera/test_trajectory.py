@@ -29,9 +29,7 @@ def make(frames, **changes):
 
 
 @settings(max_examples=25)
-@given(
-    st.lists(st.text("WSADRL", max_size=3).map(parse_action), min_size=1, max_size=20), st.floats(1e-3, 1e3)
-)
+@given(st.lists(st.text("WSADRL", max_size=3).map(parse_action), min_size=1, max_size=20), st.floats(1e-3, 1e3))
 def test_saving_and_loading_gives_back_the_same_bits(tmp_path_factory, actions, focal):
     folder = tmp_path_factory.mktemp("trajectory")
     saved = make(

@@ -45,15 +45,19 @@ class ResidentTier:
 
     def get(self, chunk_id: str) -> KVChunk:
         """The chunk, now most recently used. Raises ChunkNotFound."""
+        chunk = self.peek(chunk_id)
+        self._chunks.move_to_end(chunk_id)
+        return chunk
+
+    def peek(self, chunk_id: str) -> KVChunk:
+        """The chunk, no more recently used than before. Raises ChunkNotFound."""
         if chunk_id not in self._chunks:
             raise ChunkNotFound(f"tier {self.name} does not hold chunk {chunk_id}")
-        self._chunks.move_to_end(chunk_id)
         return self._chunks[chunk_id]
 
     def pop(self, chunk_id: str) -> KVChunk:
         """Take the chunk out. Raises ChunkNotFound."""
-        if chunk_id not in self._chunks:
-            raise ChunkNotFound(f"tier {self.name} does not hold chunk {chunk_id}")
-        chunk = self._chunks.pop(chunk_id)
+        chunk = self.peek(chunk_id)
+        del self._chunks[chunk_id]
         self.used_bytes -= chunk.nbytes
         return chunk

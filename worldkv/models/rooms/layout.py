@@ -118,9 +118,7 @@ def _faces(rng: np.random.Generator, room_of: Ints) -> tuple[Floats, Floats, Int
     hue = (hue_of_room[room_of][..., None] + stray) % 1.0
     saturation, value = rng.uniform(0.35, 0.85, shape), rng.uniform(0.55, 0.95, shape)
     accent_hue = hue + rng.choice([0.08, 0.33, 0.5, 0.62], shape)
-    accent_value = np.where(
-        rng.random(shape) < 0.5, rng.uniform(0.15, 0.35, shape), rng.uniform(0.85, 1, shape)
-    )
+    accent_value = np.where(rng.random(shape) < 0.5, rng.uniform(0.15, 0.35, shape), rng.uniform(0.85, 1, shape))
     base = _hsv_array(hue, saturation, value)
     accent = _hsv_array(accent_hue, rng.uniform(0.2, 0.9, shape), accent_value)
     return base, accent, rng.integers(0, PATTERNS, shape)
@@ -139,9 +137,7 @@ def _floor(rng: np.random.Generator, room_of: Ints) -> Floats:
     for room in range(9):
         hue, value = rng.random(), rng.uniform(0.35, 0.7)
         tiles[room, 0] = _hsv(hue, rng.uniform(0.1, 0.45), value)
-        tiles[room, 1] = _hsv(
-            hue + rng.normal(0, 0.06), rng.uniform(0.1, 0.45), value * rng.uniform(0.65, 0.9)
-        )
+        tiles[room, 1] = _hsv(hue + rng.normal(0, 0.06), rng.uniform(0.1, 0.45), value * rng.uniform(0.65, 0.9))
     return tiles[room_of]
 
 

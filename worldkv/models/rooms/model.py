@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from worldkv.errors import ModelError
-from worldkv.models.base import ChunkKV, KVGeometry, ModelState, View, Window
+from worldkv.geometry import KVGeometry
+from worldkv.models.base import ChunkKV, ModelState, View, Window
 from worldkv.models.rooms import weights
 from worldkv.models.rooms.network import RoomsNetwork
 

@@ -120,15 +120,11 @@ class Block(nn.Module):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
-    def forward(
-        self, x: Tensor, shared_BF6E: Tensor, camera_BTE: Tensor, layer: int, attend: Attend
-    ) -> Tensor:
+    def forward(self, x: Tensor, shared_BF6E: Tensor, camera_BTE: Tensor, layer: int, attend: Attend) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (shared_BF6E + self.bias).unbind(2)
         B, T, E = x.shape
         q, k, v = (
-            self.qkv(_modulate(x, shift_a, scale_a) + camera_BTE)
-            .reshape(B, T, 3, self.heads, self.head_dim)
-            .unbind(2)
+            self.qkv(_modulate(x, shift_a, scale_a) + camera_BTE).reshape(B, T, 3, self.heads, self.head_dim).unbind(2)
         )
         attended = attend(layer, self.norm_q(q), self.norm_k(k), v).reshape(B, T, E)
         x = x + _per_frame(self.out(attended), 1 + gate_a)

@@ -40,7 +40,9 @@ def to_poses(walk_F3: Floats) -> NDArray[np.float32]:
 
 
 def is_clear(layout: Layout, x: float, z: float) -> bool:
-    """Whether the camera may stand at (x, z): away from walls and objects."""
+    """Whether the camera may stand at (x, z): inside the world, away from walls and objects."""
+    if not (1 <= x <= GRID - 1 and 1 <= z <= GRID - 1):
+        return False
     for dx in (-CLEARANCE, 0.0, CLEARANCE):
         for dz in (-CLEARANCE, 0.0, CLEARANCE):
             if layout.cells_GG[int(x + dx), int(z + dz)] == WALL:
@@ -179,10 +181,10 @@ def training_clip(layout: Layout, frames: int, seed: int) -> Floats:
     rng = np.random.default_rng([0x7C11, seed])
     pace = Pace(turn_degrees=float(rng.uniform(2, 9)), distance=float(rng.uniform(0.03, 0.15)))
     kind = rng.random()
-    if kind < 0.6:
+    if kind < 0.3:
         return wander(layout, frames, pace, seed)
-    if kind < 0.8:
+    if kind < 0.5:
         return roam(layout, frames, pace, seed)
-    # There and back, turning round somewhere in the middle.
-    out = wander(layout, int(rng.integers(frames // 3, frames - 6)), pace, seed)
-    return np.concatenate([out, out[::-1], out])[:frames]
+    # Out, back, and out again: what was seen early is seen again at every distance in time.
+    out = wander(layout, int(rng.integers(frames // 6, max(frames - 6, frames // 6 + 1))), pace, seed)
+    return np.concatenate([out, out[::-1], out, out[::-1], out, out[::-1]])[:frames]

@@ -174,7 +174,7 @@ class _Scene:
     def sky(self) -> tuple[Tensor, Tensor]:
         """Gradient, distant mountains by azimuth and a sun: the same from everywhere."""
         colours = self._per_world("sky_43")
-        zenith, horizon, mountain, sun = colours.split(3, dim=-1)
+        zenith, horizon, mountain, sun = colours.chunk(4, dim=-1)
         angles = self._per_world("sky_angles_6")
         flat = torch.sqrt(self.dx**2 + self.dz**2)
         up = -self.v / flat  # tangent of the elevation
@@ -185,9 +185,7 @@ class _Scene:
         turn = torch.remainder(azimuth - angles[..., 0] + torch.pi, 2 * torch.pi) - torch.pi
         glow = torch.sigmoid((0.13 - torch.sqrt(turn**2 + (up - sun_up) ** 2)) * 40)
         colour = colour + (sun - colour) * glow[..., None]
-        ridge = 0.16 + sum(
-            a * torch.sin(n * azimuth + angles[..., 2 + i]) for i, (n, a) in enumerate(_RIDGES)
-        )
+        ridge = 0.16 + sum(a * torch.sin(n * azimuth + angles[..., 2 + i]) for i, (n, a) in enumerate(_RIDGES))
         colour = torch.where((up < ridge)[..., None], mountain + (horizon - mountain) * 0.25, colour)
         return colour, torch.full_like(up, FAR)
 

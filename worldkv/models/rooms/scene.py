@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 
 from worldkv.camera import Trajectory
+from worldkv.errors import TrajectoryError
 from worldkv.models.rooms import layout, paths
 from worldkv.models.rooms.render import FAR, View, render
 
@@ -48,17 +49,32 @@ class Scene:
             name=f"rooms-{self.seed}-{kind}-{frames}",
         )
 
+    def place(self, trajectory: Trajectory) -> Trajectory:
+        """The same way, begun at this world's start. Raises TrajectoryError where it runs into something."""
+        start = paths.to_poses(paths.wander(self.layout, 1, paths.Pace(), seed=self.seed))[0].astype(np.float64)
+        first = np.linalg.inv(trajectory.c2w_F44[0])
+        c2w_F44 = start @ first @ trajectory.c2w_F44
+        for frame, (x, _, z) in enumerate(c2w_F44[:, :3, 3]):
+            if not paths.is_clear(self.layout, float(x), float(z)):
+                raise TrajectoryError(
+                    f"{trajectory.name}: runs into a wall or an object of rooms world {self.seed} at frame {frame}; "
+                    "try another world (worlds.first_seed), smaller moves, or turns only"
+                )
+        return Trajectory(c2w_F44, trajectory.intrinsics_F4, trajectory.actions, trajectory.name)
+
     def truth(self, trajectory: Trajectory) -> tuple[NDArray[np.uint8], Tensor]:
         """True frames [F, H, W, 3] uint8 and depth [F, H, W] on the scene's device."""
         c2w = torch.from_numpy(trajectory.c2w_F44.astype(np.float32)).to(self.device)
         colours, depths = [], []
-        for part in c2w.split(RENDER_BATCH):
+        for part in torch.split(c2w, RENDER_BATCH):
             colour, depth = render(self._world, part[None], self.view)
             colours.append((colour[0].clamp(0, 1) * 255).round().to(torch.uint8).cpu())
             depths.append(depth[0])
         return torch.cat(colours).numpy(), torch.cat(depths)
 
-    def revisits(self, trajectory: Trajectory, depth_FHW: Tensor, *, chunk: int, recent_chunks: int) -> NDArray[np.bool_]:
+    def revisits(
+        self, trajectory: Trajectory, depth_FHW: Tensor, *, chunk: int, recent_chunks: int
+    ) -> NDArray[np.bool_]:
         """Which frames show, in at least REVISIT_SHARE of their pixels, surface seen before the recent window.
 
         A frame counts as seen before when its chunk (of `chunk` frames) is older than the frame's own chunk and

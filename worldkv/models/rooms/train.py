@@ -36,9 +36,12 @@ from worldkv.window import rotary
 TRAIN_SEED = 10**9
 VALIDATION_SEED = 5 * 10**8
 WARMUP_STEPS = 200
-DECAY_SHARE = 0.4  # the last part of the run, over which the learning rate falls to zero
+# Drawing and rendering a batch costs a third of a step; noise differs between its two uses.
+UPDATES_PER_BATCH = 2
+DECAY_SHARE = 0.5  # the last part of the run, over which the learning rate falls to zero
 NOISE_SHIFT = 3.0  # more training near pure noise, where memory alone decides the picture
 AVERAGE_RATE = 0.003  # of the weights' moving average, per step
+HISTORY_NOISE_SHARE = 0.15
 HISTORY_NOISE = 0.15  # at most; a little noise in some histories makes the model forgive its own mistakes
 
 
@@ -77,7 +80,7 @@ class Clips(IterableDataset[dict[str, Tensor]]):
 
 
 def first_frame_poses(c2w_BF44: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Poses relative to the first frame; with a generator, half of the clips are moved and turned at random.
+    """Poses relative to the first frame; with a generator, half of the clips are moved at random.
 
     The random half teaches the model places far from the origin, where long rollouts take it.
     """
@@ -88,15 +91,11 @@ def first_frame_poses(c2w_BF44: Tensor, generator: torch.Generator | None) -> Te
     relative[..., :3, 3:] = rotation @ (c2w_BF44[..., :3, 3:] - centre)
     if generator is None:
         return relative
-    draw = torch.rand(B, 4, device=c2w_BF44.device, generator=generator)
-    keep = draw[:, 3] < 0.5
-    yaw = torch.where(keep, 0.0, draw[:, 0] * 2 * torch.pi)
-    gauge = torch.eye(4, device=c2w_BF44.device).repeat(B, 1, 1)
-    gauge[:, 0, 0] = gauge[:, 2, 2] = yaw.cos()
-    gauge[:, 0, 2], gauge[:, 2, 0] = yaw.sin(), -yaw.sin()
-    gauge[:, 0, 3] = torch.where(keep, 0.0, draw[:, 1] * 10 - 5)
-    gauge[:, 2, 3] = torch.where(keep, 0.0, draw[:, 2] * 10 - 5)
-    return gauge[:, None] @ relative
+    draw = torch.rand(B, 3, device=c2w_BF44.device, generator=generator)
+    offset = torch.where(draw[:, :1] < 0.5, 0.0, draw[:, 1:] * 12 - 6)
+    relative[..., 0, 3] += offset[:, :1]
+    relative[..., 2, 3] += offset[:, 1:]
+    return relative
 
 
 def teacher_forcing_mask(shape: Shape, device: torch.device) -> BlockMask:
@@ -154,31 +153,28 @@ class Trainer:
             cameras = network.cameras(c2w, tangent=1.0).repeat(1, 1, 2, 1)
             return network(pixels, noise_BF, cameras, self.attend)[:, self.shape.trained_frames :].float()
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, clean: Tensor, world_c2w_BF44: Tensor) -> Tensor:
         """Noise-weighted error of the clean estimate over the noisy half."""
-        clean = self.frames(batch)
         B, F = clean.shape[:2]
-        uniform = torch.rand(
-            B, F // self.shape.frames_per_chunk, device=self.device, generator=self.generator
-        )
+        uniform = torch.rand(B, F // self.shape.frames_per_chunk, device=self.device, generator=self.generator)
         level = (NOISE_SHIFT * uniform / (1 + (NOISE_SHIFT - 1) * uniform)).repeat_interleave(
             self.shape.frames_per_chunk, 1
         )
         chosen = torch.rand(B, 2, device=self.device, generator=self.generator)
-        history = torch.where(chosen[:, :1] < 0.25, chosen[:, 1:] * HISTORY_NOISE, 0.0).expand(B, F)
+        history = torch.where(chosen[:, :1] < HISTORY_NOISE_SHARE, chosen[:, 1:] * HISTORY_NOISE, 0.0).expand(B, F)
         noise_B2F = torch.cat([history, level], 1)
         x = torch.cat([clean, clean], 1)
         gaussian = torch.randn(x.shape, device=self.device, generator=self.generator)
         mix = noise_B2F[..., None, None, None]
-        c2w = first_frame_poses(batch["c2w_BF44"], self.generator)
+        c2w = first_frame_poses(world_c2w_BF44, self.generator)
         estimate = self.estimate(self.network, (1 - mix) * x + mix * gaussian, noise_B2F, c2w)
         error = (estimate - clean).square().mean((2, 3, 4))
         return (error / (level + 0.1)).mean()
 
-    def update(self, batch: dict[str, Tensor], progress: float) -> Tensor:
+    def update(self, clean: Tensor, c2w_BF44: Tensor, progress: float) -> Tensor:
         """One optimiser step at `progress` in [0, 1] of the run; returns the loss (on the device)."""
         rate = min(1.0, (self.step + 1) / WARMUP_STEPS) * min(1.0, max(0.0, 1 - progress) / DECAY_SHARE)
-        loss = self.loss(batch)
+        loss = self.loss(clean, c2w_BF44)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for optimiser in self.optimisers:
@@ -188,18 +184,14 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averaged.parameters()), list(self.network.parameters()), AVERAGE_RATE
-            )
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), AVERAGE_RATE)
         return loss.detach()
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor]) -> float:
         """PSNR in dB over held-out clips of one step from pure noise, second half of each clip, averaged weights."""
         clean = self.frames(batch)
-        gaussian = torch.randn(
-            clean.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(1)
-        )
+        gaussian = torch.randn(clean.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(1))
         B, F = clean.shape[:2]
         level = torch.cat([torch.zeros(B, F), torch.ones(B, F)], 1).to(self.device)
         c2w = first_frame_poses(batch["c2w_BF44"], None)
@@ -220,6 +212,12 @@ class Trainer:
         torch.save(state, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
 
+    def start_from(self, folder: Path) -> None:
+        """Take over the averaged weights of an earlier run."""
+        state = weights.load(folder)[0].state_dict()
+        self.network.load_state_dict(state)
+        self.averaged.load_state_dict(state)
+
     def load(self, path: Path) -> None:
         """Continue from `save`; the settings must be the same."""
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -234,9 +232,7 @@ class Trainer:
 def _optimisers(network: RoomsNetwork, settings: Settings) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices of the blocks, AdamW for everything else."""
     hidden = [
-        p
-        for n, p in network.named_parameters()
-        if n.startswith("blocks.") and n.endswith("weight") and p.ndim == 2
+        p for n, p in network.named_parameters() if n.startswith("blocks.") and n.endswith("weight") and p.ndim == 2
     ]
     ids = {id(p) for p in hidden}
     rest = [p for p in network.parameters() if id(p) not in ids]
@@ -251,30 +247,38 @@ def _optimisers(network: RoomsNetwork, settings: Settings) -> list[torch.optim.O
 def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> None:
     """Train until the piece or the whole run is over; one JSON line of figures every 200 steps."""
     settings, shape = trainer.settings, trainer.shape
-    clips = Clips(TRAIN_SEED, settings.batch, shape.trained_frames, skip=trainer.step)
+    clips = Clips(TRAIN_SEED, settings.batch, shape.trained_frames, skip=trainer.step + 7919 * settings.seed)
     loader = DataLoader(
         clips, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None, pin_memory=True
     )
     held_out = _to(Clips(VALIDATION_SEED, settings.batch, shape.trained_frames).make(0), trainer.device)
     started, before, total = time.monotonic(), trainer.seconds, settings.total_minutes * 60
     losses: list[Tensor] = []
+    waited, mark = 0.0, time.monotonic()
     for batch in loader:
+        waited += time.monotonic() - mark
         trainer.seconds = before + time.monotonic() - started
         if trainer.seconds >= total or trainer.seconds - before >= stop_minutes * 60:
             break
-        losses.append(trainer.update(_to(batch, trainer.device), trainer.seconds / total))
+        batch = _to(batch, trainer.device)
+        clean = trainer.frames(batch)
+        for _ in range(UPDATES_PER_BATCH):
+            losses.append(trainer.update(clean, batch["c2w_BF44"], trainer.seconds / total))
         if trainer.step % 200 == 0:
             line = {
                 "step": trainer.step,
                 "seconds": round(trainer.seconds, 1),
                 "loss": round(float(torch.stack(losses).mean()), 5),
+                "loader_wait_ms": round(1000 * waited / len(losses), 1),
             }
             if trainer.step % 1000 == 0:
                 line["validation_psnr_db"] = round(trainer.validate(held_out), 2)
             losses.clear()
+            waited = 0.0
             print(json.dumps(line), flush=True)
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        mark = time.monotonic()
     last = {"step": trainer.step, "seconds": round(trainer.seconds, 1)}
     last["validation_psnr_db"] = round(trainer.validate(held_out), 2)
     print(json.dumps(last), flush=True)
@@ -288,16 +292,19 @@ def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
 
 def main() -> None:
     """Parse the command line, train one piece, save the checkpoint and the averaged weights."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
     parser.add_argument("--total-minutes", type=float, default=17.0, help="length of the whole run")
     parser.add_argument("--stop-minutes", type=float, default=25.0, help="stop this piece after so long")
     parser.add_argument("--batch", type=int, default=32, help="clips per step")
-    parser.add_argument("--muon-rate", type=float, default=2e-3, help="learning rate of hidden matrices")
-    parser.add_argument("--adam-rate", type=float, default=1e-3, help="learning rate of everything else")
+    parser.add_argument("--muon-rate", type=float, default=5e-3, help="learning rate of hidden matrices")
+    parser.add_argument("--adam-rate", type=float, default=2e-3, help="learning rate of everything else")
     parser.add_argument("--workers", type=int, default=14, help="processes that draw worlds")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        help="weights folder to start from, with fresh optimisers, when --out is empty",
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
@@ -309,6 +316,8 @@ def main() -> None:
     checkpoint = given.out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
+    elif given.start_from is not None:
+        trainer.start_from(given.start_from)
     count = sum(p.numel() for p in trainer.network.parameters())
     print(f"{count / 1e6:.2f} M parameters, step {trainer.step}, {trainer.seconds:.0f} s done", flush=True)
     train(trainer, given.stop_minutes, given.workers, given.out / "train_log.jsonl")

@@ -33,7 +33,7 @@ def save(network: RoomsNetwork, folder: Path, tangent: float) -> None:
             room = SHARD_BYTES
         shards[-1][name] = tensor
         room -= tensor.nbytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, str(folder / file), metadata={"format": "pt"})
@@ -59,7 +59,8 @@ def load(folder: Path) -> tuple[RoomsNetwork, float, str]:
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if missing := sorted(expected.keys() - weight_map.keys()):
         raise CheckpointError(f"{folder / INDEX}: tensor {missing[0]} is missing ({len(missing)} in all)")
-    state, digest = {}, xxhash.xxh3_128()
+    state: dict[str, torch.Tensor] = {}
+    digest = xxhash.xxh3_128()
     for file in sorted(set(weight_map.values())):
         state |= _read_shard(folder / file, expected)
         digest.update((folder / file).read_bytes())
@@ -85,9 +86,7 @@ def _read_config(path: Path) -> tuple[Shape, float]:
     config = _read_json(path)
     kind = config.pop("model_type", None)
     if kind != MODEL_TYPE:
-        raise CheckpointError(
-            f"{path}: model_type is {kind!r}, expected {MODEL_TYPE!r}: weights of another model"
-        )
+        raise CheckpointError(f"{path}: model_type is {kind!r}, expected {MODEL_TYPE!r}: weights of another model")
     try:
         return Shape(**{k: v for k, v in config.items() if k != "tangent_half_fov"}), float(  # type: ignore[arg-type]
             config["tangent_half_fov"]  # type: ignore[arg-type]
@@ -108,7 +107,5 @@ def _read_shard(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, t
         if name not in expected:
             raise CheckpointError(f"{path}: tensor {name} does not belong to a {MODEL_TYPE} model")
         if tuple(tensor.shape) != expected[name]:
-            raise CheckpointError(
-                f"{path}: tensor {name} has shape {tuple(tensor.shape)}, expected {expected[name]}"
-            )
+            raise CheckpointError(f"{path}: tensor {name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
     return {name: tensor.float() for name, tensor in tensors.items()}

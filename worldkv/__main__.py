@@ -1,0 +1,3 @@
+from worldkv.cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""Run configurations: YAML files, `key=value` overrides, unknown keys refused, units in names.
+
+A configuration is checked completely before anything runs; the resolved one is stored beside what it made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from worldkv.errors import ConfigError
+from worldkv.memory.policy import parse_policy
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """Which weights, where."""
+
+    name: Literal["rooms"] = "rooms"
+    """The embedded world."""
+    weights: Path | None = None
+    """Folder of a checkpoint; none: the weights that ship with the package."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Auto takes a CUDA device when there is one."""
+
+
+class WorldsConfig(_Section):
+    """Which procedural worlds."""
+
+    count: int = Field(3, ge=1)
+    """How many; each is rolled out once per policy."""
+    first_seed: int = Field(0, ge=0, lt=5 * 10**8)
+    """Worlds first_seed, first_seed + 1, ...; training used none of those allowed here."""
+
+
+class TrajectoryConfig(_Section):
+    """Where the camera goes in each world."""
+
+    kind: Literal["back", "roam", "wander", "notation", "files"] = "back"
+    """back: out and exactly back; roam: between a few places again and again; wander: anywhere; notation: by
+    `notation`; files: from `folder`."""
+    video_frames: int = Field(96, ge=6)
+    """Length of back, roam and wander. A last chunk that would not be whole is left out."""
+    turn_degrees_per_frame: float = Field(6.0, gt=0, le=30)
+    """Pace of turns in back, roam, wander and notation."""
+    distance_per_frame: float = Field(0.1, gt=0, le=0.5)
+    """Pace of moves, in cells (a room is three to five cells wide)."""
+    notation: str | None = None
+    """Ops R L W S A D _ and a frame count, such as R_L_R_L90_96."""
+    folder: Path | None = None
+    """Folder with poses.npy, and intrinsics.npy unless the model's own camera is meant."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> TrajectoryConfig:
+        for kind in ("notation", "files"):
+            field = "folder" if kind == "files" else kind
+            if (self.kind == kind) != (getattr(self, field) is not None):
+                raise ValueError(f"kind: {kind} and {field} go together; give both or neither")
+        return self
+
+
+class MemoryConfig(_Section):
+    """Capacities of the chunk memory that all sessions of a batch share."""
+
+    device_capacity_mib: int = Field(1024, ge=1)
+    """Tier 0, on the model's device."""
+    host_capacity_mib: int = Field(4096, ge=1)
+    """Tier 1, in host memory."""
+
+
+class SamplingConfig(_Section):
+    """How latents are denoised."""
+
+    denoise_steps: int = Field(4, ge=1, le=64)
+    """Forwards per chunk, the clean pass not counted."""
+    noise_shift: float = Field(3.0, gt=0)
+    """Above 1 spends more of the steps near pure noise."""
+    seed: int = Field(0, ge=0)
+    """All noise is a function of this seed, the world and the chunk."""
+
+
+class OutputConfig(_Section):
+    """What is left behind."""
+
+    folder: Path = Path("runs/rollout")
+    """Where; must be new, or hold this very run (--resume)."""
+    video_fps: int = Field(12, ge=1, le=120)
+    """Playback rate; the model itself knows no time."""
+    lossless: bool = False
+    """True stores videos with ffv1: exact pixels, several times larger, plays in no browser."""
+
+
+class RunConfig(_Section):
+    """One run: worlds x policies along one kind of trajectory."""
+
+    model: ModelConfig = ModelConfig()
+    worlds: WorldsConfig = WorldsConfig()
+    trajectory: TrajectoryConfig = TrajectoryConfig()
+    policies: tuple[str, ...] = ("full", "sliding", "worldkv")
+    """Memory policies: full, sliding, worldkv, or changed ones such as worldkv/codec=int8/retrieved_chunks=6."""
+    history: Literal["truth", "own"] = "truth"
+    """truth: the first half is shown to the model; own: only the first chunk is, the rest it makes up."""
+    memory: MemoryConfig = MemoryConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    batch_sessions: int = Field(4, ge=1)
+    """Worlds rolled out together."""
+    output: OutputConfig = OutputConfig()
+
+    @field_validator("policies")
+    @classmethod
+    def _known(cls, policies: tuple[str, ...]) -> tuple[str, ...]:
+        if not policies or len(set(policies)) != len(policies):
+            raise ValueError(f"need at least one policy, each once, got {list(policies)}")
+        for policy in policies:
+            parse_policy(policy)
+        return policies
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; `load` of it gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file (none: the defaults), apply `key.path=value` overrides, check. Raises ConfigError."""
+    content: dict[str, Any] = {} if path is None else _read(path)
+    for override in overrides:
+        _override(content, override)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as fault:
+        raise ConfigError(f"{path or 'configuration'}: {_first_fault(fault)}") from fault
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{path}: cannot be read: {fault}") from fault
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(fault).split())}") from fault
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections such as `model:`, found {type(content).__name__}")
+    return content
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected key=value, such as worlds.count=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from fault
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section")
+    content[last] = value
+
+
+def _first_fault(fault: ValidationError) -> str:
+    """`worlds.count = 0: Input should be greater than or equal to 1`, and how many more there are."""
+    errors = fault.errors()
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"]) or "configuration"
+    if first["type"] == "extra_forbidden":
+        text = f"{key}: unknown key; allowed here are {', '.join(_siblings(first['loc']))}"
+    else:
+        text = f"{key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+    return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return list(section.model_fields)
