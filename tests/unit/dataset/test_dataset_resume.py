@@ -151,16 +151,17 @@ def test_a_kill_while_recovering_is_recovered_from(tmp_path, disk, run, tree):
         "meta/tasks.parquet",
         "videos/observation.images.main/chunk-000/file-001.mp4",
     }
-    for _ in range(100):
-        disk.restart(fault_at=2)
-        try:
-            run(root, [])
-        except Killed:
-            continue
-        break
+    _copy(root, tmp_path / "trial")
     disk.restart()
-    run(root, [])
-    assert tree(root) == whole
+    run(tmp_path / "trial", [], KEYS[:1])
+    for step in range(len(disk.steps)):
+        again = _copy(root, tmp_path / f"again-{step}")
+        disk.restart(fault_at=step)
+        with pytest.raises(Killed):
+            run(again, [], KEYS[:1])
+        disk.restart()
+        run(again, [])
+        assert tree(again) == whole, f"killed before step {step} of recovering"
 
 
 def test_recovering_leaves_the_dataset_of_the_committed_episodes(tmp_path, disk, run, tree):
