@@ -91,9 +91,7 @@ def test_everything_about_the_session_comes_back(tiny, make_walk, make_memory):
     walk = make_walk(6)
     actions = tuple(Action.W | Action.R if i % 2 else Action.NOOP for i in range(len(walk)))
     trajectory = Trajectory(walk.c2w_F44, walk.intrinsics_F4, actions, "Spaziergang über Land")
-    session = open_session(
-        tiny.model, make_memory(2**20), policy, trajectory, seed=2**63, rollout=17, tenant="ours"
-    )
+    session = open_session(tiny.model, make_memory(2**20), policy, trajectory, seed=2**63, rollout=17, tenant="ours")
     steps(tiny, session, 5)
     memory = make_memory(2**20)
     twin = restore(snapshot(session), tiny.model, memory)

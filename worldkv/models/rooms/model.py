@@ -111,10 +111,11 @@ class RoomsModel:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def _check(self, view: View) -> None:
-        if not np.allclose(view.intrinsics_F4, self.intrinsics, rtol=1e-3):
+        other_F = ~np.isclose(view.intrinsics_F4, self.intrinsics, rtol=1e-3).all(axis=1)
+        if other_F.any():
             raise ModelError(
                 f"the rooms model knows one camera, fx fy cx cy = {self.intrinsics}; "
-                f"the trajectory has {tuple(float(x) for x in view.intrinsics_F4[0])}"
+                f"the trajectory has {tuple(float(x) for x in view.intrinsics_F4[other_F.argmax()])}"
             )
         down = view.c2w_F44[:, :3, 1]
         if np.abs(down - np.array([0, 1, 0])).max() > LEVEL_TOLERANCE:

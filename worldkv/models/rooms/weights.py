@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -52,8 +53,8 @@ def load(folder: Path) -> tuple[RoomsNetwork, float, str]:
     """
     shape, tangent = _read_config(folder / CONFIG)
     weight_map = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{folder / INDEX}: no weight_map in it")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{folder / INDEX}: no weight_map from tensors to files in it")
     with torch.device("meta"):
         network = RoomsNetwork(shape)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -87,12 +88,25 @@ def _read_config(path: Path) -> tuple[Shape, float]:
     kind = config.pop("model_type", None)
     if kind != MODEL_TYPE:
         raise CheckpointError(f"{path}: model_type is {kind!r}, expected {MODEL_TYPE!r}: weights of another model")
-    try:
-        return Shape(**{k: v for k, v in config.items() if k != "tangent_half_fov"}), float(  # type: ignore[arg-type]
-            config["tangent_half_fov"]  # type: ignore[arg-type]
-        )
-    except (KeyError, TypeError, ValueError) as fault:
-        raise CheckpointError(f"{path}: {fault}") from fault
+    tangent = config.pop("tangent_half_fov", None)
+    if not isinstance(tangent, float | int) or not 0 < tangent < math.inf:
+        raise CheckpointError(f"{path}: tangent_half_fov is {tangent!r}, expected a number above 0")
+    return _read_shape(path, config), float(tangent)
+
+
+def _read_shape(path: Path, config: dict[str, object]) -> Shape:
+    known = [field.name for field in fields(Shape)]
+    if unknown := sorted(config.keys() - set(known)):
+        raise CheckpointError(f"{path}: {unknown[0]} does not belong to a {MODEL_TYPE} model")
+    sizes: dict[str, int] = {}
+    for name in known:
+        value = config.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{path}: {name} is {value!r}, expected a whole number above 0")
+        sizes[name] = value
+    if sizes["image"] % sizes["patch"]:
+        raise CheckpointError(f"{path}: image {sizes['image']} does not divide by patch {sizes['patch']}")
+    return Shape(**sizes)
 
 
 def _read_shard(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from worldkv.config import WorldsConfig
+from worldkv.errors import TrajectoryError
+from worldkv.models.rooms import layout, paths, train
+from worldkv.models.rooms.layout import GRID, WALL, Layout
+from worldkv.models.rooms.paths import CLEARANCE, Pace
+
+SEEDS = range(30)
+PACE = Pace(turn_degrees=6.0, distance=0.1)
+KINDS = {"wander": paths.wander, "back": paths.back, "roam": paths.roam}
+EVERY_KIND = pytest.mark.parametrize("kind", list(KINDS))
+
+
+def gap_to_walls(world: Layout, walk_F3: np.ndarray) -> float:
+    """Least distance, along x or z, of any pose to any wall."""
+    walls = np.argwhere(world.cells_GG == WALL)
+    middle = np.abs(walk_F3[:, None, :2] - (walls + 0.5)[None])
+    return float((middle - 0.5).max(-1).min())
+
+
+def gap_to_objects(world: Layout, walk_F3: np.ndarray) -> float:
+    x, z, radius, _ = world.object_xzrh_K4.T
+    return float((np.hypot(walk_F3[:, :1] - x, walk_F3[:, 1:2] - z) - radius).min())
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("frames", [2, 36, 96, 250])
+def test_a_walk_has_the_frames_asked_for(kind, frames):
+    assert KINDS[kind](layout.draw(1), frames, PACE, seed=1).shape == (frames, 3)
+
+
+@EVERY_KIND
+def test_a_walk_is_a_function_of_world_and_seed(kind):
+    world = layout.draw(2)
+    first, again, other = (KINDS[kind](world, 60, PACE, seed=seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@EVERY_KIND
+def test_no_walk_comes_near_a_wall_or_into_an_object(kind):
+    for seed in SEEDS:
+        world = layout.draw(seed)
+        walk = KINDS[kind](world, 120, PACE, seed=seed)
+        assert gap_to_walls(world, walk) >= CLEARANCE - 1e-9
+        assert gap_to_objects(world, walk) > 0.05
+
+
+@EVERY_KIND
+def test_no_step_is_larger_than_the_pace(kind):
+    for seed in SEEDS:
+        walk = KINDS[kind](layout.draw(seed), 120, PACE, seed=seed)
+        step = np.diff(walk, axis=0)
+        assert np.hypot(step[:, 0], step[:, 1]).max() <= PACE.distance + 1e-9
+        assert np.abs(step[:, 2]).max() <= np.radians(PACE.turn_degrees) + 1e-9
+
+
+@EVERY_KIND
+def test_a_walk_goes_somewhere_and_looks_around(kind):
+    moved, turned = [], []
+    for seed in SEEDS:
+        walk = KINDS[kind](layout.draw(seed), 120, PACE, seed=seed)
+        moved.append(np.ptp(walk[:, :2], axis=0).max())
+        turned.append(np.ptp(walk[:, 2]))
+    assert np.median(moved) > 0.5
+    assert np.median(turned) > np.radians(60)
+
+
+def test_back_reads_the_same_in_both_directions():
+    walk = paths.back(layout.draw(0), 96, PACE, seed=0)
+    np.testing.assert_array_equal(walk, walk[::-1])
+
+
+def test_back_refuses_an_odd_number_of_frames():
+    with pytest.raises(TrajectoryError, match="even number of frames, got 95"):
+        paths.back(layout.draw(0), 95, PACE, seed=0)
+
+
+def test_roam_returns_to_its_places_from_other_directions():
+    returned, yaws = 0, []
+    for seed in SEEDS:
+        walk = paths.roam(layout.draw(seed), 400, PACE, seed=seed)
+        middles = (walk[:, :2] - 0.5).round(6) % 1 == 0
+        at_start = middles.all(1) & (walk[:, :2].astype(int) == walk[0, :2].astype(int)).all(1)
+        late = at_start & (np.arange(400) >= 200)
+        returned += late.any()
+        yaws += (walk[late, 2] - walk[0, 2]).tolist()
+    assert returned > len(SEEDS) / 2
+    assert np.std(np.sin(yaws)) > 0.3
+
+
+def test_poses_are_level_and_look_along_their_yaw():
+    poses = paths.to_poses(np.array([(2.0, 3.0, 0.0), (2.0, 3.0, np.pi / 2)]))
+    np.testing.assert_allclose(poses[0], [[1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 3], [0, 0, 0, 1]])
+    np.testing.assert_allclose(poses[1, :3, 2], [1, 0, 0], atol=1e-6)  # to the right of +z is +x
+    np.testing.assert_allclose(poses[1, :3, 1], [0, 1, 0])
+    assert poses.dtype == np.float32
+
+
+def test_outside_the_world_nothing_is_clear(hall):
+    world = hall()
+    assert paths.is_clear(world, 6.5, 6.5)
+    for x, z in ((-5.0, 6.5), (6.5, GRID + 3.0), (0.5, 6.5), (1.1, 6.5), (6.5, 11.9)):
+        assert not paths.is_clear(world, x, z)
+
+
+def test_a_world_without_room_to_stand_is_refused(hall):
+    world = hall()
+    world.cells_GG[:] = WALL
+    with pytest.raises(TrajectoryError, match="no free cell"):
+        paths.wander(world, 10, PACE, seed=0)
+
+
+def test_training_clips_have_the_length_of_training():
+    for seed in range(40):
+        clip = paths.training_clip(layout.draw(seed), 48, seed)
+        assert clip.shape == (48, 3)
+        assert gap_to_walls(layout.draw(seed), clip) >= CLEARANCE - 1e-9
+
+
+def seeds_drawn(first_seed: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """World seeds of the first two batches of `train.Clips`."""
+    drawn, draw = [], layout.draw
+    clips = train.Clips(first_seed, batch=4, frames=12)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.layout, "draw", lambda seed: drawn.append(seed) or draw(seed))
+        clips.make(0)
+        clips.make(1)
+    return drawn
+
+
+def test_training_validation_and_benchmark_worlds_never_meet(monkeypatch):
+    trained = seeds_drawn(train.TRAIN_SEED, monkeypatch)
+    validated = seeds_drawn(train.VALIDATION_SEED, monkeypatch)
+    assert trained == list(range(train.TRAIN_SEED, train.TRAIN_SEED + 8))
+    assert validated == list(range(train.VALIDATION_SEED, train.VALIDATION_SEED + 8))
+    assert train.VALIDATION_SEED < train.TRAIN_SEED - 10**8
+    WorldsConfig(first_seed=train.VALIDATION_SEED - 1)
+    with pytest.raises(ValidationError, match="first_seed"):
+        WorldsConfig(first_seed=train.VALIDATION_SEED)

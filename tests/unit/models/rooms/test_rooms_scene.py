@@ -1,0 +1,133 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from worldkv.camera import Trajectory
+from worldkv.errors import TrajectoryError
+from worldkv.models.rooms import layout, paths
+from worldkv.models.rooms.paths import Pace
+from worldkv.models.rooms.scene import Scene
+
+SIZE, CHUNK, RECENT = 20, 3, 2
+WINDOW = CHUNK * (RECENT + 1)
+
+
+def scene_of(world: layout.Layout) -> Scene:
+    scene = Scene(0, SIZE)
+    scene._world = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in layout.stack([world]).items()}
+    scene.layout = world
+    return scene
+
+
+def going(states: Sequence[tuple[float, float, float]]) -> Trajectory:
+    """Through (x, z, yaw in degrees)."""
+    walk = np.array(states, float) * (1, 1, np.pi / 180)
+    poses = paths.to_poses(walk).astype(float)
+    return Trajectory(poses, np.tile((10.0, 10.0, 10.0, 10.0), (len(poses), 1)))
+
+
+def revisits(scene: Scene, trajectory: Trajectory) -> list[bool]:
+    _, depth = scene.truth(trajectory)
+    return scene.revisits(trajectory, depth, chunk=CHUNK, recent_chunks=RECENT).tolist()
+
+
+@pytest.fixture
+def walled_hall(hall) -> Scene:
+    """A hall with a wall along x = 6 that hides its west half from its east half."""
+    world = hall()
+    cells = world.cells_GG.copy()
+    cells[6, :] = layout.WALL
+    return scene_of(replace(world, cells_GG=cells))
+
+
+def test_nothing_is_a_revisit_inside_the_first_window(walled_hall):
+    assert revisits(walled_hall, going([(9.5, 6.5, 0)] * WINDOW)) == [False] * WINDOW
+
+
+def test_standing_still_revisits_once_the_first_sight_has_left_the_window(walled_hall):
+    flags = revisits(walled_hall, going([(9.5, 6.5, 0)] * (WINDOW + 6)))
+    assert flags == [False] * WINDOW + [True] * 6
+
+
+def test_an_exact_return_after_leaving_is_a_revisit(walled_hall):
+    away = [(9.5, 6.5, 180)] * WINDOW
+    flags = revisits(walled_hall, going([(9.5, 6.5, 0)] * 3 + away + [(9.5, 6.5, 0)] * 3))
+    assert flags[:3] == [False] * 3
+    assert flags[-3:] == [True] * 3
+
+
+def test_what_was_never_seen_is_no_revisit(walled_hall):
+    east, west = [(9.5, 6.5, 90)] * (WINDOW + 3), [(3.5, 6.5, 270)] * 3
+    assert revisits(walled_hall, going(east + west))[-3:] == [False] * 3
+
+
+def test_a_wall_seen_from_its_other_side_is_no_revisit(walled_hall):
+    west_side, east_side = [(3.5, 6.5, 90)] * 3, [(9.5, 6.5, 270)] * 3
+    elsewhere = [(3.5, 6.5, 0)] * WINDOW
+    assert revisits(walled_hall, going(west_side + elsewhere + east_side))[-3:] == [False] * 3
+
+
+def test_the_same_surfaces_from_nearer_are_a_revisit(walled_hall):
+    far, near = [(9.5, 6.5, 0)] * 3, [(9.5, 7.0, 0)] * 3
+    away = [(9.5, 6.5, 180)] * WINDOW
+    assert revisits(walled_hall, going(far + away + near))[-3:] == [True] * 3
+
+
+def test_half_of_a_picture_new_is_no_revisit(walled_hall):
+    first, turned = [(9.5, 6.5, 0)] * 3, [(9.5, 6.5, 40)] * 3
+    away = [(9.5, 6.5, 180)] * WINDOW
+    assert revisits(walled_hall, going(first + away + turned))[-3:] == [False] * 3
+
+
+def test_a_longer_recent_window_leaves_fewer_revisits():
+    scene = Scene(3, SIZE)
+    trajectory = scene.trajectory("back", 60, Pace())
+    _, depth = scene.truth(trajectory)
+    short, long = (scene.revisits(trajectory, depth, chunk=CHUNK, recent_chunks=n) for n in (2, 8))
+    assert not (long & ~short).any()
+    assert long.sum() < short.sum()
+
+
+def test_the_way_back_is_all_revisits_beyond_the_window():
+    scene = Scene(5, SIZE)
+    flags = revisits(scene, scene.trajectory("back", 60, Pace()))
+    assert all(flags[45:])
+
+
+def test_truth_is_the_rendering_of_each_pose_in_bytes():
+    scene = Scene(1, SIZE)
+    trajectory = scene.trajectory("wander", 40, Pace())
+    frames, depth = scene.truth(trajectory)
+    assert (frames.shape, frames.dtype) == ((40, SIZE, SIZE, 3), np.uint8)
+    assert depth.shape == (40, SIZE, SIZE)
+    part = replace(trajectory, c2w_F44=trajectory.c2w_F44[35:], intrinsics_F4=trajectory.intrinsics_F4[35:])
+    np.testing.assert_array_equal(scene.truth(part)[0], frames[35:])
+
+
+@pytest.mark.parametrize("kind", ["back", "roam", "wander"])
+def test_trajectories_are_named_for_what_they_are_and_repeat(kind):
+    first, again = (Scene(2, SIZE).trajectory(kind, 30, Pace()) for _ in range(2))
+    assert first.name == f"rooms-2-{kind}-30"
+    np.testing.assert_array_equal(first.c2w_F44, again.c2w_F44)
+    np.testing.assert_array_equal(first.intrinsics_F4[7], (10, 10, 10, 10))
+    other = Scene(2, SIZE).trajectory(kind, 30, Pace(), seed=1)
+    assert not np.array_equal(first.c2w_F44, other.c2w_F44)
+
+
+def test_a_placed_trajectory_keeps_its_moves_and_starts_where_one_can_stand():
+    scene = Scene(4, SIZE)
+    turn = going([(100.0, 50.0, yaw) for yaw in range(0, 90, 10)])
+    placed = scene.place(turn)
+    x, _, z = placed.c2w_F44[0, :3, 3]
+    assert paths.is_clear(scene.layout, x, z)
+    relative = [np.linalg.inv(t.c2w_F44[0]) @ t.c2w_F44[-1] for t in (turn, placed)]
+    np.testing.assert_allclose(*relative, atol=1e-5)
+
+
+def test_a_trajectory_that_would_run_into_a_wall_is_refused_by_frame():
+    straight = going([(0.0, 0.5 * step, 0.0) for step in range(60)])
+    with pytest.raises(TrajectoryError, match=r"runs into a wall or an object of rooms world 4 at frame \d+"):
+        Scene(4, SIZE).place(straight)
