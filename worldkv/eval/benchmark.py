@@ -47,7 +47,7 @@ class Settings:
     noise_shift: float = 3.0
     batch: int = 8
     """Worlds rolled out together."""
-    memory_bytes: int = 8 * 2**30
+    memory_bytes: int = 64 * 2**30
     """Capacity of the chunk memory; ample, so that no policy is held back by it."""
 
 
