@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from worldkv.report.figures import frame_count, generated_revisits, policies, policy_figures, psnr_so_far
+from worldkv.report.figures import MOST_WORLDS, frame_count, generated_revisits, policies, policy_figures, psnr_so_far
 from worldkv.report.labels import POLICY_HINTS, REVISIT_COLOUR, policy_colours, policy_label
 from worldkv.report.timeline import Shot
 
@@ -77,6 +77,13 @@ class Canvas:
         self._revisits = [generated_revisits(world) for world in look.worlds]
         self._frames = min(frame_count(world) for world in look.worlds)
         self._still = self._unchanging()
+
+    @property
+    def colours(self) -> list[str]:
+        """What everything but the panels is drawn in."""
+        marks = [colour for _, colour, _ in VERDICTS]
+        flat = [BACKGROUND, TEXT, FAINT, TRACK, GIVEN_FILL, MADE_FILL, REVISIT_COLOUR, *marks]
+        return [*flat, *policy_colours(self.policies).values(), *dict.fromkeys(BANNER_FILL.values())]
 
     def draw(self, shot: Shot) -> Image.Image:
         """The picture of one shot."""
@@ -166,7 +173,8 @@ class Canvas:
         pen.rectangle((left, top, at(min(shot.frame + 1, given)), top + 12), fill=GIVEN_FILL)
         if shot.frame >= given:
             pen.rectangle((at(given), top, at(shot.frame + 1), top + 12), fill=MADE_FILL)
-        for frame in np.flatnonzero(np.mean([flag_F[: self._frames] for flag_F in self._revisits], 0) >= 0.5):
+        share_F = np.mean([flag_F[: self._frames] for flag_F in self._revisits], axis=0)
+        for frame in np.flatnonzero(share_F >= MOST_WORLDS).tolist():
             pen.rectangle((at(frame), top + 13, at(frame + 1), top + 16), fill=REVISIT_COLOUR)
         pen.line((at(given), top - 3, at(given), top + 16), fill=TEXT, width=2)
         for start, stop, word in ((0, given, "shown"), (given, self._frames, "made from memory")):

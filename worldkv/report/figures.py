@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from worldkv.results import PolicyRollout, RunResult, WorldRollouts
 
 Floats = NDArray[np.float64]
+MOST_WORLDS = 0.5
+"""From this share of worlds on, a frame is marked as a revisit where all worlds share one time axis."""
 
 
 @dataclass(frozen=True)
@@ -133,30 +135,32 @@ def psnr_band(result: RunResult, policy: str) -> Band:
         psnr_F[: world.given_frames] = np.nan
         rows.append(psnr_F)
     psnr_WF = _padded(rows)
-    known_F = ~np.isnan(psnr_WF).all(0)
-    band = Band(*(np.full(psnr_WF.shape[1], np.nan) for _ in range(3)))
-    for values_F, over_worlds in zip(band, (np.nanmean, np.nanmin, np.nanmax), strict=True):
-        values_F[known_F] = over_worlds(psnr_WF[:, known_F], axis=0)
-    return band
+    known_WF = ~np.isnan(psnr_WF)
+    count_F = known_WF.sum(0)
+    mean_F = np.where(known_WF, psnr_WF, 0.0).sum(0) / np.where(count_F, count_F, np.nan)
+    # fmin and fmax pass over NaN where they can.
+    return Band(mean_F, np.fmin.reduce(psnr_WF), np.fmax.reduce(psnr_WF))
 
 
 def revisit_share(result: RunResult) -> Floats:
     """Per video frame, the share of worlds in which it is a generated revisit, 0 to 1."""
-    return np.nan_to_num(_padded([generated_revisits(world).astype(np.float64) for world in result.worlds])).mean(0)
+    flag_WF = _padded([generated_revisits(world).astype(np.float64) for world in result.worlds])
+    return np.asarray(np.nan_to_num(flag_WF).mean(0), np.float64)
 
 
 def kv_series(result: RunResult, policy: str) -> KVSeries:
     """Bytes and tokens after each chunk; worlds of different length are compared over the shortest."""
     rollouts = rollouts_of(result, policy)
     chunks = min(len(rollout.records) for rollout in rollouts)
-    held_WN3 = np.array(
-        [
-            [(record.live_bytes, record.stored_bytes, record.window_tokens) for record in rollout.records[:chunks]]
-            for rollout in rollouts
-        ],
-        np.float64,
-    )
-    return KVSeries((np.arange(chunks) + 1.0) * result.frames_per_chunk, *np.moveaxis(held_WN3.mean(0), -1, 0))
+    held_3N = np.zeros((3, chunks))
+    for rollout in rollouts:
+        records = rollout.records[:chunks]
+        held_3N += [
+            [getattr(record, name) for record in records] for name in ("live_bytes", "stored_bytes", "window_tokens")
+        ]
+    frame_N = np.arange(1, chunks + 1, dtype=np.float64) * result.frames_per_chunk
+    window_N, memory_N, tokens_N = held_3N / len(rollouts)
+    return KVSeries(frame_N, window_N, memory_N, tokens_N)
 
 
 def psnr_so_far(world: WorldRollouts, rollout: PolicyRollout) -> Floats:
@@ -164,12 +168,16 @@ def psnr_so_far(world: WorldRollouts, rollout: PolicyRollout) -> Floats:
     flag_F = generated_revisits(world)
     total_F = np.cumsum(np.where(flag_F, rollout.psnr_F[: len(flag_F)], 0.0), dtype=np.float64)
     count_F = np.cumsum(flag_F)
-    return np.divide(total_F, count_F, out=np.full(len(flag_F), np.nan), where=count_F > 0)
+    return np.asarray(total_F / np.where(count_F, count_F, np.nan), np.float64)
 
 
 def telling_gap(world: WorldRollouts) -> Floats:
-    """How far policies are apart in each frame [F], in dB; 0 where the frame is no generated revisit."""
+    """How far the policies are apart in each frame [F], in dB; 0 but in the later half of the generated revisits.
+
+    Early on, whatever is still in the window flatters those that forget.
+    """
     flag_F = generated_revisits(world)
+    flag_F &= np.cumsum(flag_F) > flag_F.sum() // 2
     psnr_PF = np.stack([rollout.psnr_F[: len(flag_F)] for rollout in world.rollouts])
     return np.where(flag_F, np.ptp(psnr_PF, axis=0), 0.0).astype(np.float64)
 

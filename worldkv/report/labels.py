@@ -35,13 +35,15 @@ def binary_size(count: float) -> str:
     """Bytes for people: three significant digits at least, in KiB, MiB, GiB or TiB."""
     if count < 1024:
         return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        count /= 1024
-        if count < 1024:
-            break
-    else:
-        count, unit = count / 1024, "TiB"
+    unit, size = binary_unit(count)
+    count /= size
     return f"{count:.{0 if count >= 100 else 1 if count >= 10 else 2}f} {unit}"
+
+
+def binary_unit(count: float) -> tuple[str, int]:
+    """The unit in which so many bytes are read best, and its bytes."""
+    power = min(4, max(1, (int(max(count, 1)).bit_length() - 1) // 10))
+    return ("KiB", "MiB", "GiB", "TiB")[power - 1], 1024**power
 
 
 def spread(mean: float | None, deviation: float | None, digits: int) -> str:

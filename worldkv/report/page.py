@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
-from worldkv.report import plots
+from worldkv.report import plots, world_plots
 from worldkv.report.figures import PolicyFigures, frame_count, policies, policy_figures, rollouts_of
 from worldkv.report.labels import (
     NOT_MEASURED,
@@ -31,7 +31,7 @@ HEADINGS = (
     ("attended to", "tokens, last chunk"),
     ("KV in the window", "per world, at the end"),
     ("KV in memory", "per world, at the end"),
-    ("chunks retrieved", "and missed, all worlds"),
+    ("chunks retrieved / missed", "all worlds"),
 )
 PAPER = "https://arxiv.org/abs/2605.22718"
 
@@ -57,15 +57,17 @@ def page(result: RunResult, *, film: bytes, still: bytes) -> str:
 
 def _opening(result: RunResult, figures: list[PolicyFigures]) -> Iterator[str]:
     worlds, first = len(result.worlds), result.worlds[0]
-    yield '<p class="brand">WorldKV</p><h1>Does the world stay the same when the camera comes back?</h1>'
+    yield '<p class="brand">WorldKV</p><h1>What the model remembers when the camera comes back</h1>'
+    given = first.given_frames
+    shown = f"It was shown the first {given} and made the rest itself; where" if given else "Where"
     yield (
         "<p>A video world model makes its world chunk by chunk, and its KV is its memory. Here it made "
         f"{counted(worlds, 'world')} of {frame_count(first)} video frames each, once per memory policy, with the same "
-        f"weights and along the same paths. It was shown the first {first.given_frames}; the rest it made itself, and "
-        "where the camera comes back to what was seen, the picture can be held against the truth.</p>"
+        f"weights and along the same paths. {shown} the camera "
+        "comes back to what was seen, the picture can be held against the truth.</p>"
     )
     colours = policy_colours([row.policy for row in figures])
-    yield '<div class="cards">'
+    yield '<p class="soft">Likeness to the truth on revisits: mean PSNR, higher is closer.</p><div class="cards">'
     for row in figures:
         held = binary_size(row.window_bytes + row.memory_bytes)
         number = NOT_MEASURED if row.psnr_mean_db is None else f"{row.psnr_mean_db:.1f} dB"
@@ -143,20 +145,22 @@ def _charts(result: RunResult) -> Iterator[str]:
 
 
 def _worlds(result: RunResult) -> Iterator[str]:
-    shown = result.worlds[: plots.WORLD_PANELS]
+    shown = result.worlds[: world_plots.WORLD_PANELS]
     yield "<h2>Paths, and what was retrieved when</h2>"
     yield (
-        '<p class="soft">Each path from above. Each dot beside it: the chunk at the bottom was made with the chunk at '
-        "the left brought back from memory; on the thin line the two would be the same.</p>"
+        '<p class="soft">Where the camera goes, seen from above; where it looks; and what was retrieved: each square '
+        "says that the chunk at the bottom was made with the chunk at the left brought back from memory. On the thin "
+        "line the two would be the same: the further below it, the longer ago.</p>"
     )
     yield '<div class="worlds">'
     for number, world in enumerate(shown):
         yield f"<h3>{escape(world.name)}</h3>"
-        yield _figure(plots.path_plot(world), f"Path of {world.name} from above", "The camera's path")
+        yield _figure(world_plots.path_plot(world), f"Path of {world.name} from above", "Path")
+        yield _figure(world_plots.heading_plot(world), f"Heading of the camera in {world.name} against time", "Heading")
         for policy in policies(result):
             rollout = rollouts_of(result, policy)[number]
             if any(record.retrieved or record.missed for record in rollout.records):
-                chart = plots.retrieval_plot(world, rollout, result.frames_per_chunk)
+                chart = world_plots.retrieval_plot(world, rollout, result.frames_per_chunk)
                 words = f"Chunks that {policy_label(policy)} retrieved"
                 yield _figure(chart, f"{words} in {world.name}", words)
     yield "</div>"
@@ -172,8 +176,8 @@ def _origin(result: RunResult) -> Iterator[str]:
     )
     yield f"<details><summary>The resolved configuration</summary><pre>{escape(result.config_yaml)}</pre></details>"
     yield (
-        f'<footer>WorldKV is an independent implementation of <a href="{PAPER}">arXiv 2605.22718</a>. PSNR and SSIM are '
-        "computed on the raw frames, not on the video above.</footer>"
+        f'<footer>WorldKV is an independent implementation of <a href="{PAPER}">arXiv 2605.22718</a>. PSNR and SSIM '
+        "are computed on the raw frames, not on the video above.</footer>"
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from worldkv.dataset.video import EncoderOptions, encode
 from worldkv.report.canvas import Canvas, Look, pictures
@@ -31,7 +31,7 @@ PREVIEW_BYTES = 1_500_000
 PREVIEW_PANEL = 160
 PREVIEW_SECONDS = 7.0
 # (pictures at most, colours), the best first.
-PREVIEW_LADDER = ((40, 96), (30, 64), (22, 48), (14, 32))
+PREVIEW_LADDER = ((40, 192), (40, 96), (28, 64), (18, 40))
 
 
 def video(result: RunResult) -> bytes:
@@ -40,7 +40,7 @@ def video(result: RunResult) -> bytes:
     frames_FHWC = pictures(Canvas(result, Look(worlds)), _shots(result, worlds))
     film = b""
     for crf in QUALITIES:
-        options = EncoderOptions(crf=crf, gop=KEY_FRAME_EVERY, preset="medium")
+        options = EncoderOptions(crf=crf, gop=KEY_FRAME_EVERY)
         film = encode(frames_FHWC, result.fps, options)
         if len(film) <= VIDEO_BYTES:
             break
@@ -86,14 +86,23 @@ def _gif(canvas: Canvas, shots: list[Shot], most: int, colours: int) -> bytes:
     order = [*given, *turns, *kept[len(given) :], shots[-1]]
     holds = {"turn": 1200, "end": 2500}
     drawn = [canvas.draw(shot) for shot in order]
-    # One palette for all, or colours would flicker; taken from pictures across the whole preview.
-    sample = Image.fromarray(np.concatenate([np.asarray(picture) for picture in drawn[:: max(1, len(drawn) // 6)]]))
-    palette = sample.quantize(colours, method=Image.Quantize.MEDIANCUT)
+    palette = _palette(canvas, drawn, colours)
     packed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in drawn]
     sink = io.BytesIO()
     durations = [holds.get(shot.phase, each) for shot in order]
     packed[0].save(sink, "GIF", save_all=True, append_images=packed[1:], duration=durations, loop=0, optimize=False)
     return sink.getvalue()
+
+
+def _palette(canvas: Canvas, drawn: list[Image.Image], colours: int) -> Image.Image:
+    """One palette for all pictures, or colours would flicker: those of the marks, then what the panels need."""
+    own = [channel for colour in canvas.colours for channel in ImageColor.getrgb(colour)]
+    sample = np.concatenate([np.asarray(picture) for picture in drawn[:: max(1, len(drawn) // 6)]])
+    cut = Image.fromarray(sample).quantize(colours - len(own) // 3, method=Image.Quantize.MEDIANCUT)
+    entries = own + (cut.getpalette() or [])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(entries + own[:3] * (256 - len(entries) // 3))
+    return palette
 
 
 def _index_first(film: bytes) -> bytes:
@@ -102,7 +111,7 @@ def _index_first(film: bytes) -> bytes:
         path = Path(folder, "video.mp4")
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
         with (
-            av.open(io.BytesIO(film)) as source,
+            av.open(io.BytesIO(film), "r") as source,
             av.open(str(path), "w", format="mp4", options=options) as target,
         ):
             stream = target.add_stream_from_template(source.streams.video[0])

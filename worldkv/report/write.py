@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worldkv.errors import OutputError
+
 if TYPE_CHECKING:
     from worldkv.results import RunResult
 
@@ -38,7 +40,8 @@ def write_report(result: RunResult, folder: Path) -> ReportFiles:
     files = ReportFiles(folder / "video.mp4", folder / "poster.png", folder / "preview.gif", folder / "report.html")
     with output_faults(folder):
         make_folder(folder)
-    film, still = video(result), poster(result)
+        film = video(result)  # which needs room for a temporary file
+    still = poster(result)
     _publish(files.video, film)
     _publish(files.poster, still)
     _publish(files.preview, preview(result))
@@ -47,12 +50,14 @@ def write_report(result: RunResult, folder: Path) -> ReportFiles:
 
 
 def _publish(path: Path, contents: bytes) -> None:
-    from worldkv.dataset.durable import output_faults, publish, remove_file, write_file
+    from worldkv.dataset.durable import publish, remove_file, write_file
 
     staged = path.with_name(f".{path.name}.part")
-    with output_faults(path):
-        try:
-            write_file(staged, contents)
-            publish(staged, path)
-        finally:
-            remove_file(staged)
+    try:
+        write_file(staged, contents)
+        publish(staged, path)
+    except OSError as error:
+        # Not what the error itself names: nobody knows of the staged file.
+        raise OutputError(f"{path}: {error.strerror or error}") from error
+    finally:
+        remove_file(staged)
