@@ -145,13 +145,15 @@ class Trainer:
         """Masked attention over both halves of the sequence."""
         q, k = rotary.rotate(q, self.cos, self.sin), rotary.rotate(k, self.cos, self.sin)
         q, k, v = q.transpose(1, 2).to(v.dtype), k.transpose(1, 2).to(v.dtype), v.transpose(1, 2)
-        return flex_attention(q, k, v, block_mask=self.mask).transpose(1, 2)  # type: ignore[union-attr]
+        attended: Tensor = flex_attention(q, k, v, block_mask=self.mask)
+        return attended.transpose(1, 2)
 
     def estimate(self, network: RoomsNetwork, pixels: Tensor, noise_BF: Tensor, c2w: Tensor) -> Tensor:
         """Clean pixels of the noisy half, float32, as `network` sees them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             cameras = network.cameras(c2w, tangent=1.0).repeat(1, 1, 2, 1)
-            return network(pixels, noise_BF, cameras, self.attend)[:, self.shape.trained_frames :].float()
+            both: Tensor = network(pixels, noise_BF, cameras, self.attend)
+            return both[:, self.shape.trained_frames :].float()
 
     def loss(self, clean: Tensor, world_c2w_BF44: Tensor) -> Tensor:
         """Noise-weighted error of the clean estimate over the noisy half."""
