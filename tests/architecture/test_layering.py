@@ -40,6 +40,7 @@ CUDA_QUEUES = {
     "torch.cuda.default_stream",
     "torch.cuda.set_stream",
 }
+QUEUE_NAMES = {name.rpartition(".")[2] for name in CUDA_QUEUES}
 QUEUE_METHODS = {"record_stream", "wait_stream", "wait_event", "record_event"}
 QUEUE_HOME = "worldkv/memory/transfer.py"
 
@@ -104,8 +105,9 @@ def cuda_queues(tree: ast.AST) -> list[int]:
     """Lines that name a CUDA stream or event."""
     lines = [line for line, name in imports(tree) if name in CUDA_QUEUES]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and (ast.unparse(node) in CUDA_QUEUES or node.attr in QUEUE_METHODS):
-            lines.append(node.lineno)
+        if isinstance(node, ast.Attribute):
+            named = node.attr in QUEUE_NAMES and ast.unparse(node) in CUDA_QUEUES
+            lines += [node.lineno] if named or node.attr in QUEUE_METHODS else []
     return sorted(lines)
 
 

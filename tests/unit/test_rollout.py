@@ -113,9 +113,10 @@ def test_a_miss_in_one_session_does_not_disturb_its_batch(tiny, make_memory):
     expected = tiny.finish(alone)[0]
     one_chunk = alone.stored_bytes // len(alone.stored)
     poor = tiny.open(LOSSLESS, 10, memory=make_memory(one_chunk))
-    rich = tiny.open(LOSSLESS, 10, world=1, rollout=1)
-    records_poor, records_rich = tiny.finish(poor, rich)
+    rich, other = (tiny.open(LOSSLESS, 10, world=1, rollout=rollout) for rollout in (1, 2))
+    records_rich, records_poor, records_other = tiny.finish(rich, poor, other)
     assert sum(record.missed for record in records_poor) > 0
+    assert sum(record.missed for record in records_other) == 0
     assert sum(record.missed for record in records_rich) == 0
     assert [record.window_tokens for record in records_rich] == [record.window_tokens for record in expected]
     assert records_poor[-1].window_tokens < records_rich[-1].window_tokens

@@ -174,6 +174,7 @@ def test_a_fork_shares_all_chunks_and_goes_with_noise_of_its_own(tiny):
         tiny.step([parent])
     used = parent.memory.tiers[0].used_bytes
     fork = parent.fork(rollout=1)
+    assert fork.serial != parent.serial
     assert parent.memory.tiers[0].used_bytes == used
     assert fork.stored == parent.stored
     shared = [live.k_LTHD for live in fork.live]
@@ -201,6 +202,7 @@ def test_a_fork_leaves_its_parent_unaffected(tiny):
     tiny.finish(fork)
     fork.state.tensors["first_c2w"].zero_()
     fork.close()
+    assert len(parent.index) == len(parent.stored) == 3
     records += tiny.finish(parent)[0]
     for mine, expected in zip(records, alone, strict=True):
         np.testing.assert_array_equal(mine.frames_FHWC, expected.frames_FHWC)

@@ -87,7 +87,7 @@ def test_taking_a_snapshot_changes_nothing(tiny, make_memory):
 
 
 def test_everything_about_the_session_comes_back(tiny, make_walk, make_memory):
-    policy = replace(WORLDKV, pruning=Pruning(0.3, rule="nearest", anchor_frame=1, joint=True))
+    policy = replace(WORLDKV, pruning=Pruning(0.3, rule="nearest", anchor_frame=1, joint=True), parity=True)
     walk = make_walk(6)
     actions = tuple(Action.W | Action.R if i % 2 else Action.NOOP for i in range(len(walk)))
     trajectory = Trajectory(walk.c2w_F44, walk.intrinsics_F4, actions, "Spaziergang über Land")
@@ -101,6 +101,8 @@ def test_everything_about_the_session_comes_back(tiny, make_walk, make_memory):
     np.testing.assert_array_equal(twin.trajectory.c2w_F44, trajectory.c2w_F44)
     np.testing.assert_array_equal(twin.trajectory.intrinsics_F4, trajectory.intrinsics_F4)
     assert twin.serial != session.serial
+    assert twin.index.parity
+    assert twin.index.candidates(range(99)) == session.index.candidates(range(99)) == [1, 2]
     assert twin.memory is memory
     assert [c.tenant for c in memory.held(twin.stored.values())] == ["ours", "ours"]
 

@@ -65,8 +65,9 @@ def test_what_was_never_seen_is_no_revisit(walled_hall):
 
 
 def test_a_wall_seen_from_its_other_side_is_no_revisit(walled_hall):
-    west_side, east_side = [(3.5, 6.5, 90)] * 3, [(9.5, 6.5, 270)] * 3
-    elsewhere = [(3.5, 6.5, 0)] * WINDOW
+    # So near that its far side fills the whole picture, in a place at which the first view looked.
+    west_side, east_side = [(4.0, 6.5, 90)] * 3, [(7.4, 6.5, 270)] * 3
+    elsewhere = [(4.0, 6.5, 0)] * WINDOW
     assert revisits(walled_hall, going(west_side + elsewhere + east_side))[-3:] == [False] * 3
 
 
