@@ -130,5 +130,5 @@ def test_a_placed_trajectory_keeps_its_moves_and_starts_where_one_can_stand():
 
 def test_a_trajectory_that_would_run_into_a_wall_is_refused_by_frame():
     straight = going([(0.0, 0.5 * step, 0.0) for step in range(60)])
-    with pytest.raises(TrajectoryError, match=r"runs into a wall or an object of rooms world 4 at frame \d+"):
+    with pytest.raises(TrajectoryError, match=r"rooms world 4.* frame \d+"):
         Scene(4, SIZE).place(straight)
