@@ -17,7 +17,7 @@ from worldkv.memory.policy import parse_policy
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(_Section):
@@ -34,9 +34,9 @@ class ModelConfig(_Section):
 class WorldsConfig(_Section):
     """Which procedural worlds."""
 
-    count: int = Field(3, ge=1)
+    count: int = Field(3, ge=1, strict=True)
     """How many; each is rolled out once per policy."""
-    first_seed: int = Field(0, ge=0, lt=5 * 10**8)
+    first_seed: int = Field(0, ge=0, lt=5 * 10**8, strict=True)
     """Worlds first_seed, first_seed + 1, ...; training used none of those allowed here."""
 
 
@@ -46,7 +46,7 @@ class TrajectoryConfig(_Section):
     kind: Literal["back", "roam", "wander", "notation", "files"] = "back"
     """back: out and exactly back; roam: between a few places again and again; wander: anywhere; notation: by
     `notation`; files: from `folder`."""
-    video_frames: int = Field(96, ge=6)
+    video_frames: int = Field(96, ge=6, strict=True)
     """Length of back, roam and wander. A last chunk that would not be whole is left out."""
     turn_degrees_per_frame: float = Field(6.0, gt=0, le=30)
     """Pace of turns in back, roam, wander and notation."""
@@ -69,20 +69,20 @@ class TrajectoryConfig(_Section):
 class MemoryConfig(_Section):
     """Capacities of the chunk memory that all sessions of a batch share."""
 
-    device_capacity_mib: int = Field(1024, ge=1)
+    device_capacity_mib: int = Field(1024, ge=1, strict=True)
     """Tier 0, on the model's device."""
-    host_capacity_mib: int = Field(4096, ge=1)
+    host_capacity_mib: int = Field(4096, ge=1, strict=True)
     """Tier 1, in host memory."""
 
 
 class SamplingConfig(_Section):
     """How latents are denoised."""
 
-    denoise_steps: int = Field(4, ge=1, le=64)
+    denoise_steps: int = Field(4, ge=1, le=64, strict=True)
     """Forwards per chunk, the clean pass not counted."""
     noise_shift: float = Field(3.0, gt=0)
     """Above 1 spends more of the steps near pure noise."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, strict=True)
     """All noise is a function of this seed, the world and the chunk."""
 
 
@@ -91,9 +91,9 @@ class OutputConfig(_Section):
 
     folder: Path = Path("runs/rollout")
     """Where; must be new, or hold this very run (--resume)."""
-    video_fps: int = Field(12, ge=1, le=120)
+    video_fps: int = Field(12, ge=1, le=120, strict=True)
     """Playback rate; the model itself knows no time."""
-    lossless: bool = False
+    lossless: bool = Field(False, strict=True)
     """True stores videos with ffv1: exact pixels, several times larger, plays in no browser."""
 
 
@@ -109,15 +109,21 @@ class RunConfig(_Section):
     """truth: the first half is shown to the model; own: only the first chunk is, the rest it makes up."""
     memory: MemoryConfig = MemoryConfig()
     sampling: SamplingConfig = SamplingConfig()
-    batch_sessions: int = Field(4, ge=1)
+    batch_sessions: int = Field(4, ge=1, strict=True)
     """Worlds rolled out together."""
     output: OutputConfig = OutputConfig()
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _split(cls, policies: object) -> object:
+        # As `worldkv eval --policies` takes them, and as one writes a single one.
+        return [part.strip() for part in policies.split(",")] if isinstance(policies, str) else policies
 
     @field_validator("policies")
     @classmethod
     def _known(cls, policies: tuple[str, ...]) -> tuple[str, ...]:
         if not policies or len(set(policies)) != len(policies):
-            raise ValueError(f"need at least one policy, each once, got {list(policies)}")
+            raise ValueError("at least one policy is needed, and each only once")
         for policy in policies:
             parse_policy(policy)
         return policies
@@ -135,7 +141,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as fault:
-        raise ConfigError(f"{path or 'configuration'}: {_first_fault(fault)}") from fault
+        raise ConfigError(f"{path or 'configuration'}: {_first_fault(fault)}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -171,21 +177,32 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _first_fault(fault: ValidationError) -> str:
-    """`worlds.count = 0: Input should be greater than or equal to 1`, and how many more there are."""
+    """`worlds.count = 0: must be greater than or equal to 1`, and how many more faults there are."""
     errors = fault.errors()
     first = errors[0]
     key = ".".join(str(part) for part in first["loc"]) or "configuration"
     if first["type"] == "extra_forbidden":
-        text = f"{key}: unknown key; allowed here are {', '.join(_siblings(first['loc']))}"
+        text = f"{key}: unknown key; allowed here are {_names(_section_at(first['loc'][:-1]))}"
+    elif first["type"] == "model_type":
+        text = f"{key} = {first['input']!r}: must be a section with keys {_names(_section_at(first['loc']))}"
+    elif first["type"] == "value_error":
+        text = f"{key}: {first['msg'].removeprefix('Value error, ')}"
     else:
-        text = f"{key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+        # YAML knows lists and no tuples.
+        allowed = first["msg"].replace("Input should be", "must be").replace("tuple", "list")
+        text = f"{key} = {first['input']!r}: {allowed}"
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
+def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     section: type[BaseModel] = RunConfig
-    for part in location[:-1]:
+    for part in location:
         annotation = section.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
-    return list(section.model_fields)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel), "only sections hold keys of their own"
+        section = annotation
+    return section
+
+
+def _names(section: type[BaseModel]) -> str:
+    return ", ".join(section.model_fields)

@@ -1,4 +1,3 @@
-
 """Camera poses: checking, inverting, relating and interpolating them.
 
 A pose is a camera-to-world 4x4 matrix on OpenCV axes: x right, y down, z forward; lengths are world units.

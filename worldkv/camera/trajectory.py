@@ -1,4 +1,3 @@
-
 """Trajectories: poses, intrinsics and actions of a whole rollout, and the folders that hold them.
 
 A folder holds `poses.npy` [F, 4, 4] and `intrinsics.npy` [F, 4], and may hold `action.npy` [F, 4] (keys W, A,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from worldkv.cli import evaluate, inspection, rolling, trajectories
+from worldkv.cli.stopping import Stopped
 from worldkv.errors import WorldKVError
 
 app = typer.Typer(
@@ -26,27 +27,34 @@ app.command("inspect")(inspection.inspect)
 app.add_typer(trajectories.app, name="trajectory")
 
 USER_ERROR, INTERRUPTED = 2, 130
+# What the disk and its rights can refuse anywhere; any other OSError is a fault of ours and keeps its traceback.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def main() -> None:
     """Run the command line: 0 when all went well, 2 for a user's mistake, 130 for Ctrl-C."""
-    console = Console(stderr=True)
-    # Spinning OpenMP threads make torch four to nine times slower as soon as another process wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except WorldKVError as fault:
-        console.print(f"[bold red]error:[/] {_plain(str(fault))}", highlight=False, soft_wrap=True)
-        sys.exit(USER_ERROR)
+        _end("error:", str(fault), USER_ERROR)
     except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if fault.errno not in REFUSALS:
             raise
-        console.print(f"[bold red]error:[/] {_plain(str(fault))}", highlight=False, soft_wrap=True)
-        sys.exit(USER_ERROR)
+        where = f"{fault.filename}: " if fault.filename else ""
+        _end("error:", f"{where}{fault.strerror}", USER_ERROR)
+    except Stopped as stop:
+        _end("stopped:", str(stop), INTERRUPTED)
     except KeyboardInterrupt:
-        console.print("stopped; what was committed stays, run again with --resume to go on")
-        sys.exit(INTERRUPTED)
+        _end("stopped:", "by Ctrl-C", INTERRUPTED)
+    except SystemExit as end:
+        # Typer turns Ctrl-C into this exit code, without a word.
+        if end.code != INTERRUPTED:
+            raise
+        _end("stopped:", "by Ctrl-C", INTERRUPTED)
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def _end(kind: str, text: str, code: int) -> None:
+    """One line, whatever characters and line ends the message holds."""
+    line = Text.assemble((kind, "bold red"), " ", " ".join(text.split()))
+    Console(stderr=True).print(line, soft_wrap=True)
+    sys.exit(code)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+MOST_KEYS = 20
 
 
 def inspect(
@@ -14,16 +17,39 @@ def inspect(
         bool, typer.Option("--verify", help="Read and decode everything; exit code 2 on a fault.")
     ] = False,
 ) -> None:
-    """Show what a run, a dataset or a chunk file holds; with --verify also check every byte of it."""
+    """Show what a run, a dataset or a chunk file holds; with --verify also check every byte of it.
+
+    `worldkv inspect runs/demo --verify`
+    """
     from worldkv.errors import ConfigError
 
-    if path.is_dir():
-        dataset = path / "dataset" if (path / "run.yaml").exists() else path
-        _dataset(dataset, verify)
+    if (path / "run.yaml").is_file():
+        _run(path)
+        _dataset(path / "dataset", verify)
+    elif path.is_dir():
+        _dataset(path, verify)
     elif path.is_file():
         _chunk(path)
     else:
         raise ConfigError(f"{path}: no such file or folder; expected a run, a dataset or a chunk file")
+
+
+def _run(folder: Path) -> None:
+    from worldkv.config import load
+
+    config = load(folder / "run.yaml")
+    way = config.trajectory.notation or config.trajectory.folder or f"{config.trajectory.video_frames} video frames"
+    finished = (folder / "summary.json").is_file() and (folder / "report.html").is_file()
+    _table(
+        f"run {folder}",
+        {
+            "worlds": f"{config.worlds.count}, from {config.worlds.first_seed} on",
+            "trajectory": f"{config.trajectory.kind}, {way}",
+            "policies": ", ".join(config.policies),
+            "episodes wanted": config.worlds.count * len(config.policies),
+            "state": "finished" if finished else "not finished; go on with --resume",
+        },
+    )
 
 
 def _dataset(root: Path, verify: bool) -> None:
@@ -37,7 +63,7 @@ def _dataset(root: Path, verify: bool) -> None:
     _table(
         f"dataset {root}",
         {
-            "episodes": about.episodes,
+            "episodes": f"{about.episodes}: {_some(reader.keys)}",
             "video frames": f"{about.frames} ({about.seconds:.0f} s at {about.fps} per second)",
             "videos": ", ".join(f"{name} {w}x{h} {about.codec}" for name, (h, w) in about.videos.items()),
             "columns": ", ".join(about.features),
@@ -46,20 +72,30 @@ def _dataset(root: Path, verify: bool) -> None:
             "size": f"{about.size_bytes / 2**20:.1f} MiB",
         },
     )
+    if not verify:
+        return
+    faults = reader.verify()
     console = Console()
-    for key in reader.keys:
-        console.print(f"  {key}", highlight=False)
-    if verify:
-        faults = reader.verify()
-        if faults:
-            raise DatasetError("\n".join(str(fault) for fault in faults))
-        console.print(f"verified: {about.episodes} episodes are as they were written")
+    for fault in faults:
+        console.print(str(fault), highlight=False, markup=False, soft_wrap=True)
+    if faults:
+        raise DatasetError(f"{root}: {len(faults)} faults, the first: {faults[0]}")
+    console.print(f"verified: {about.episodes} episodes are as they were written")
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(keys[:MOST_KEYS])
+    return shown if len(keys) <= MOST_KEYS else f"{shown} and {len(keys) - MOST_KEYS} more"
 
 
 def _chunk(path: Path) -> None:
+    from worldkv.errors import ChunkCorrupt
     from worldkv.memory.chunk import KVChunk
 
-    chunk = KVChunk.from_bytes(path.read_bytes())
+    try:
+        chunk = KVChunk.from_bytes(path.read_bytes())
+    except ChunkCorrupt as fault:
+        raise ChunkCorrupt(f"{path}: not a sound chunk file: {fault}") from fault
     layers, tokens, heads, channels = chunk.encoded.shape
     _table(
         f"chunk {path}",
@@ -78,13 +114,14 @@ def _chunk(path: Path) -> None:
     )
 
 
-def _table(title: str, rows: dict[str, object]) -> None:
+def _table(title: str, rows: Mapping[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(style="bold")
+    table = Table(title=Text(title, overflow="fold"), title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))
     Console().print(table)

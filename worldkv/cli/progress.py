@@ -8,25 +8,27 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 LOG_EVERY_SECONDS = 15.0
 
 
 class Bar:
-    """How far a run of `total` parts is, with the part in work shown by name and fraction."""
+    """How far a run of `total` parts is, with the part in work shown by name."""
 
-    def __init__(self, total: int, unit: str, progress: Progress | None, console: Console) -> None:
-        self.total, self.unit, self._progress, self._console = total, unit, progress, console
-        self._task = progress.add_task(unit, total=float(total)) if progress else None
-        self._done, self._last_line = 0, time.monotonic()
+    def __init__(self, total: int, progress: Progress | None, console: Console) -> None:
+        self.total, self._progress, self._console = total, progress, console
+        self._task = progress.add_task("starting", total=float(total)) if progress else None
+        self._done, self._last_line = 0, -LOG_EVERY_SECONDS
 
     def step(self, name: str, done: int, of: int) -> None:
         """The part in work is called `name` and `done` of `of` steps far."""
+        at = self._done + done / max(1, of)
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=name, completed=self._done + done / max(1, of))
+            self._progress.update(self._task, description=name, completed=at)
         elif time.monotonic() - self._last_line >= LOG_EVERY_SECONDS:
             self._last_line = time.monotonic()
-            self._console.print(f"{self._done}/{self.total} {self.unit}; {name}: {done}/{of}", highlight=False)
+            self._console.print(f"{at / self.total:4.0%}  {name}", highlight=False, markup=False, soft_wrap=True)
 
     def advance(self) -> None:
         """One part is finished."""
@@ -36,12 +38,15 @@ class Bar:
 
 
 @contextmanager
-def bar(total: int, unit: str) -> Iterator[Bar]:
-    """A bar for the time of the context."""
+def bar(total: int) -> Iterator[Bar]:
+    """A bar for the time of the context, on stderr."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Bar(total, unit, None, console)
+        yield Bar(total, None, console)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        yield Bar(total, unit, progress, console)
+    # What is in work may have a long name: it gives way, the figures do not.
+    name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = (BarColumn(24), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn())
+    # The bar is of the moment: what stays on the screen is what was made.
+    with Progress(*columns, name, console=console, transient=True) as progress:
+        yield Bar(total, progress, console)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from worldkv.config import RunConfig
+    from worldkv.results import RunResult
+    from worldkv.runs.generate import Generated
 
 
 def rollout(
@@ -25,51 +30,49 @@ def rollout(
     `worldkv rollout configs/demo.yaml --set worlds.count=1 --set output.folder=runs/one`
     """
     from worldkv import config as run_config
+    from worldkv.cli.stopping import stoppable
 
     overrides = set_ or []
     resolved = run_config.load(config, overrides)
     if dry_run:
         typer.echo(resolved.to_yaml(), nl=False)
         return
-    words = [
-        "worldkv",
-        "rollout",
-        *([str(config)] if config else []),
-        *(w for o in overrides for w in ("--set", o)),
-    ]
-    _run(resolved, resume, shlex.join(words))
+    changes = [word for override in overrides for word in ("--set", override)]
+    command = shlex.join(["worldkv", "rollout", *([str(config)] if config else []), *changes])
+    with stoppable(f"what was committed stays; go on with: {command} --resume"):
+        _run(resolved, resume, command)
 
 
-def _run(config, resume: bool, command: str) -> None:  # type: ignore[no-untyped-def]
+def _run(config: RunConfig, resume: bool, command: str) -> None:
     from worldkv.cli.progress import bar
-    from worldkv.report import write_report
-    from worldkv.runs import folder as run_folder
-    from worldkv.runs import generate
 
-    with bar(1, "run") as progress:
-        folder = generate.generate(config, resume=resume, progress=progress.step)
+    with bar(1) as progress:
+        progress.step("starting", 0, 1)
+        # Loading these takes seconds, which should not pass in silence.
+        from worldkv.report import write_report
+        from worldkv.runs import folder as run_folder
+        from worldkv.runs import generate
+
+        done = generate.generate(config, resume=resume, progress=progress.step)
         progress.step("writing the report", 1, 1)
-        result = generate.collect(folder, config, command)
-        write_report(result, folder)
-        run_folder.write_text(folder / run_folder.SUMMARY, generate.summary(result))
+        result = generate.collect(done.folder, config, command)
+        write_report(result, done.folder)
+        run_folder.write_text(done.folder / run_folder.SUMMARY, generate.summary(result))
         progress.advance()
-    _tell(folder, result)
+    _tell(done, result)
 
 
-def _tell(folder: Path, result) -> None:  # type: ignore[no-untyped-def]
+def _tell(done: Generated, result: RunResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from worldkv.report.figures import policy_figures
 
-    table = Table(title=f"{len(result.worlds)} worlds, fidelity where the camera sees again what it saw before")
-    for name, justify in (
-        ("policy", "left"),
-        ("PSNR dB", "right"),
-        ("frames/s", "right"),
-        ("window tokens", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    worlds = f"{len(result.worlds)} world" + ("s" if len(result.worlds) > 1 else "")
+    table = Table(title=f"{worlds}: fidelity where the camera sees a place again", title_justify="left")
+    table.add_column("policy", overflow="fold")
+    for name in ("PSNR dB", "frames/s", "window tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in policy_figures(result):
         table.add_row(
             row.policy,
@@ -79,8 +82,13 @@ def _tell(folder: Path, result) -> None:  # type: ignore[no-untyped-def]
         )
     console = Console()
     console.print(table)
-    console.print(f"watch    {folder}/video.mp4", highlight=False)
-    console.print(f"read     {folder}/report.html", highlight=False)
-    console.print(f"load     LeRobotDataset('worldkv', root='{folder}/dataset')", highlight=False)
-    console.print(f"check    worldkv inspect {folder}", highlight=False)
-    console.print("measure  worldkv eval", highlight=False)
+    made = f"{done.made} episodes, {done.kept} more were there already" if done.kept else f"{done.made} episodes"
+    for line in (
+        f"made     {made}" if done.made else f"made     nothing new: all {done.kept} episodes were there already",
+        f"watch    {done.folder}/video.mp4",
+        f"read     {done.folder}/report.html",
+        f"load     LeRobotDataset('worldkv', root='{done.folder}/dataset')",
+        f"check    worldkv inspect {shlex.quote(str(done.folder))} --verify",
+        "measure  worldkv eval",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -15,7 +15,8 @@ def make(
     notation: Annotated[str, typer.Argument(help="Ops R L W S A D _, degrees for turns, _frames: R_L_R_L_R_L90_360.")],
     folder: Annotated[Path, typer.Argument(help="New folder for poses.npy, intrinsics.npy and action.npy.")],
     turn_degrees: Annotated[float, typer.Option(help="Degrees per video frame.")] = 2.0,
-    distance: Annotated[float, typer.Option(help="World units per video frame of a move.")] = 1 / 24,
+    distance: Annotated[float, typer.Option(help="World units per video frame of a move.", show_default="1/24")] = 1
+    / 24,
     move_frames: Annotated[int, typer.Option(help="Video frames per move.")] = 24,
     rooms_camera: Annotated[
         bool, typer.Option("--rooms-camera", help="Intrinsics of the rooms model, not 480x832.")

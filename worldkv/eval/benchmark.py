@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from worldkv.camera import Trajectory
 from worldkv.denoise import noise_levels
@@ -62,7 +63,7 @@ class Row:
     psnr_mean: float
     """dB; mean over worlds of the mean over scored frames."""
     psnr_ci95: float
-    """Half width of the 95 % interval of that mean over worlds."""
+    """Half width of the 95 % interval of that mean over worlds (Student's t); NaN for a single world."""
     ssim_mean: float
     window_tokens_mean: float
     """Tokens attended to, the chunk's own included, over the scored half."""
@@ -77,8 +78,8 @@ class Row:
     """Revisit frames per world."""
 
     def as_json(self) -> dict[str, object]:
-        """The row as plain JSON values."""
-        return asdict(self)
+        """The row as plain JSON values; None for what could not be measured, because JSON has no NaN."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class _World:
     revisit_F: NDArray[np.bool_]
 
 
+Case = tuple[PathKind, int, History, MemoryPolicy]
+"""path, video frames, history, policy"""
 Progress = Callable[[str, int, int], None]
 """(case, chunks done, chunks in all)"""
 
@@ -98,7 +101,7 @@ def cases(
     paths: Sequence[PathKind],
     frames: Sequence[int],
     histories: Sequence[History],
-) -> list[tuple[PathKind, int, History, MemoryPolicy]]:
+) -> list[Case]:
     """All cases, ordered so that worlds are rendered once per path and length."""
     return [
         (path, n, history, policy) for path in paths for n in frames for history in histories for policy in policies
@@ -108,7 +111,7 @@ def cases(
 def run(
     model: RoomsModel,
     settings: Settings,
-    wanted: Sequence[tuple[PathKind, int, History, MemoryPolicy]],
+    wanted: Sequence[Case],
     progress: Progress = lambda case, done, total: None,
 ) -> Iterator[Row]:
     """Roll out every case and yield its row as soon as it is there. Raises ConfigError on unusable lengths."""
@@ -120,14 +123,15 @@ def run(
     worlds: list[_World] = []
     for path, frames, history, policy in wanted:
         if drawn != (path, frames):
-            worlds, drawn = _draw(model, settings, path, frames), (path, frames)
+            worlds, drawn = _draw(model, settings, path, frames, progress), (path, frames)
         yield _case(model, settings, worlds, history, policy, path, progress)
 
 
-def _draw(model: RoomsModel, settings: Settings, path: PathKind, frames: int) -> list[_World]:
+def _draw(model: RoomsModel, settings: Settings, path: PathKind, frames: int, progress: Progress) -> list[_World]:
     size = model.latent_shape[1]
-    worlds = []
+    worlds: list[_World] = []
     for seed in range(settings.seed, settings.seed + settings.worlds):
+        progress(f"drawing world {seed}, {path} {frames}", 0, 1)
         scene = Scene(seed, size, model.device)
         trajectory = scene.trajectory(path, frames, Pace())
         truth, depth = scene.truth(trajectory)
@@ -154,29 +158,27 @@ def _case(
     frames = len(worlds[0].trajectory)
     name = f"{policy.name} {path} {frames} {history}"
     outcomes: list[_Outcome] = []
-    generated, seconds = 0, 0.0
+    generated, seconds, behind = 0, 0.0, 0
+    chunks = frames // model.geometry.chunk_latent_frames
+    total = chunks * -(-len(worlds) // settings.batch)
     for start in range(0, len(worlds), settings.batch):
-        part = worlds[start : start + settings.batch]
-        batch, made, took = _roll(
-            model,
-            settings,
-            part,
-            history,
-            policy,
-            lambda n: progress(name, n, frames // model.geometry.chunk_latent_frames),
-        )
+
+        def tick(done: int, behind: int = behind) -> None:
+            progress(name, behind + done, total)
+
+        batch, made, took = _roll(model, settings, worlds[start : start + settings.batch], history, policy, tick)
+        behind += chunks
         outcomes += batch
         generated, seconds = generated + made, seconds + took
     scored = [x for x in outcomes if x.scored]
     psnrs = np.array([x.psnr for x in scored])
-    spread = 1.96 * psnrs.std(ddof=1) / np.sqrt(len(psnrs)) if len(psnrs) > 1 else float("nan")
     return Row(
         policy=policy.name,
         path=path,
         frames=frames,
         history=history,
         psnr_mean=_mean(psnrs),
-        psnr_ci95=round(float(spread), 3),
+        psnr_ci95=_half_interval(psnrs),
         ssim_mean=_mean([x.ssim for x in scored]),
         window_tokens_mean=_mean([x.window_tokens for x in outcomes]),
         stored_bytes_per_chunk=_mean([x.bytes_per_chunk for x in outcomes]),
@@ -270,3 +272,9 @@ def own_revisits(trajectory: Trajectory, per_chunk: int) -> tuple[NDArray[np.int
 
 def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
     return round(float(np.mean(values)), 4) if len(values) else float("nan")
+
+
+def _half_interval(values: NDArray[np.float64]) -> float:
+    """Half of the 95 % interval of the mean; by Student's t, for 1.96 would flatter a few worlds."""
+    n = len(values)
+    return round(float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n)), 3) if n > 1 else float("nan")

@@ -5,49 +5,66 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from worldkv.eval.benchmark import Row
 
+COLUMNS = (
+    "PSNR\ndB",
+    "SSIM",
+    "window\ntokens",
+    "KiB per\nchunk",
+    "frames\nper s",
+    "chunks\nback",
+    "revisits\nscored",
+)
 
-def show(rows: Sequence[Row]) -> None:
-    """Print the table."""
-    table = Table(title="Revisit fidelity", title_justify="left")
-    for name in ("path", "frames", "history", "policy"):
-        table.add_column(name)
-    for name in (
-        "PSNR dB",
-        "SSIM",
-        "window tokens",
-        "KiB/chunk",
-        "frames/s",
-        "retrieved",
-        "worlds",
-        "revisits",
-    ):
-        table.add_column(name, justify="right")
+
+def show(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Print the table; it fits into 80 columns."""
+    table = Table(
+        title="Fidelity where the camera sees a place again",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        caption="mean and 95 % interval over worlds; KiB per chunk: as kept in memory or, where none is, in the window",
+        caption_justify="left",
+    )
+    table.add_column("policy", overflow="fold")
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in rows:
-        case = (row.path, row.frames, row.history)
-        if previous not in (None, case):
-            table.add_section()
+        case = f"{row.path} {row.frames} {row.history}"
+        if case != previous:
+            if previous is not None:
+                table.add_section()
+            table.add_row(case, style="bold")
         previous = case
-        table.add_row(
-            row.path,
-            str(row.frames),
-            row.history,
-            row.policy,
-            f"{row.psnr_mean:.2f} ± {row.psnr_ci95:.2f}",
-            f"{row.ssim_mean:.3f}",
-            f"{row.window_tokens_mean:.0f}",
-            f"{row.stored_bytes_per_chunk / 1024:.0f}",
-            f"{row.frames_per_second:.1f}",
-            f"{row.retrieved_mean:.1f}",
-            str(row.worlds),
-            f"{row.scored_frames_mean:.0f}",
-        )
-    Console().print(table)
+        table.add_row(*_cells(row))
+    (console or Console()).print(table)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    psnr = _number(row.psnr_mean, 2) + ("" if np.isnan(row.psnr_ci95) else f" ± {row.psnr_ci95:.2f}")
+    return (
+        f" {row.policy}",
+        psnr,
+        _number(row.ssim_mean, 3),
+        f"{row.window_tokens_mean:.0f}",
+        f"{row.stored_bytes_per_chunk / 1024:.0f}",
+        f"{row.frames_per_second:.1f}",
+        f"{row.retrieved_mean:.1f}",
+        "none" if np.isnan(row.scored_frames_mean) else f"{row.worlds} x {row.scored_frames_mean:.0f}",
+    )
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

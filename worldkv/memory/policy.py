@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -70,43 +70,79 @@ def parse_policy(text: str) -> MemoryPolicy:
     """A preset by name, changed by `key=value` parts: `worldkv`, `worldkv/positions=original/codec=int8`.
 
     `keep=0.5` prunes by the published rule, `keep=0.5/rule=nearest` by ours. The policy is named by the text.
-    Raises ConfigError.
+    Raises ConfigError, also for a change that would change nothing.
     """
     preset, *changes = text.split("/")
     if preset not in PRESETS:
         raise ConfigError(f"policy {text!r}: {preset!r} is not one of {', '.join(PRESETS)}")
-    given: dict[str, str] = {}
+    try:
+        policy = replace(PRESETS[preset], name=text, **_values(changes))  # type: ignore[arg-type]  # by name
+        _check_effect(policy, changes)
+    except ConfigError as fault:
+        raise ConfigError(f"policy {text!r}: {fault}") from None
+    return policy
+
+
+def _values(changes: Sequence[str]) -> dict[str, object]:
+    """Fields of a MemoryPolicy that the changes set."""
+    values: dict[str, object] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or key not in _PARSERS:
-            raise ConfigError(f"policy {text!r}: {change!r} is not key=value with key one of {', '.join(_PARSERS)}")
-        given[key] = value
-    try:
-        values = {key: _PARSERS[key](value) for key, value in given.items()}
-    except ValueError as fault:
-        raise ConfigError(f"policy {text!r}: {fault}") from fault
-    keep, rule = values.pop("keep", None), values.pop("rule", "centroid")
+            raise ConfigError(f"{change!r} is not key=value with key one of {', '.join(_PARSERS)}")
+        if key in values:
+            raise ConfigError(f"{key} is given twice")
+        try:
+            values[key] = _PARSERS[key](value)
+        except ValueError as fault:
+            raise ConfigError(f"{change}: {fault}") from None
+    keep, rule = values.pop("keep", None), values.pop("rule", None)
     if keep is not None:
-        values["pruning"] = Pruning(keep_ratio=keep, rule=rule, joint=True)  # type: ignore[arg-type]
-    return replace(PRESETS[preset], name=text, **values)  # type: ignore[arg-type]
+        values["pruning"] = Pruning(keep_ratio=keep, rule=rule or "centroid", joint=True)  # type: ignore[arg-type]  # parsed
+    elif rule is not None:
+        raise ConfigError(f"rule={rule} says how to prune, but not how much: add keep=0.5")
+    return values
+
+
+def _check_effect(policy: MemoryPolicy, changes: Sequence[str]) -> None:
+    """A comparison with a policy that is secretly another one's twin misleads: refuse it."""
+    if policy.recent_chunks is None and policy.retrieved_chunks:
+        raise ConfigError("full KV evicts nothing, so nothing can be retrieved: give recent_chunks too")
+    idle = [change for change in changes if change.partition("=")[0] in _OF_STORED_CHUNKS]
+    if idle and not policy.remembers:
+        raise ConfigError(f"{idle[0]} changes nothing where nothing is retrieved: give retrieved_chunks too")
+
+
+def _whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigError("must be a whole number, 0 or more")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError("must be a number above 0 and at most 1") from None
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
-            raise ConfigError(f"{text!r} is not one of {', '.join(allowed)}")
+            raise ConfigError(f"must be one of {', '.join(allowed)}")
         return text
 
     return parse
 
 
 _PARSERS: dict[str, Callable[[str], object]] = {
-    "sink_chunks": int,
-    "recent_chunks": int,
-    "retrieved_chunks": int,
+    "sink_chunks": _whole_number,
+    "recent_chunks": _whole_number,
+    "retrieved_chunks": _whole_number,
     "ranking": _one_of("pose", "random"),
     "positions": _one_of("original", "rebased"),
     "codec": _one_of(*CODECS),
-    "keep": float,
+    "keep": _share,
     "rule": _one_of("centroid", "nearest"),
 }
+_OF_STORED_CHUNKS = ("ranking", "codec", "keep", "rule")

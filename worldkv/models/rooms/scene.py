@@ -5,6 +5,7 @@ Shapes: F video frames, H W pixels, S seen frames, P probe pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as fn
 
-from worldkv.camera import Trajectory
+from worldkv.camera import Trajectory, relative_to_first
 from worldkv.errors import TrajectoryError
 from worldkv.models.rooms import layout, paths
 from worldkv.models.rooms.render import FAR, View, render
 
+Floats = NDArray[np.float64]
 PathKind = Literal["back", "roam", "wander"]
 PATHS = {"back": paths.back, "roam": paths.roam, "wander": paths.wander}
 # Every fourth pixel each way decides about a frame: 400 of 6,400.
@@ -25,6 +27,9 @@ PROBE_STRIDE = 4
 # A seen surface may lie this much before or behind what the depth maps around its pixel say.
 DEPTH_TOLERANCE = 0.03
 REVISIT_SHARE = 0.95
+# Directions tried at each free cell when a foreign trajectory looks for a place to begin.
+START_HEADINGS = 8
+LEVEL_TOLERANCE = 1e-3
 RENDER_BATCH = 32
 
 
@@ -50,17 +55,43 @@ class Scene:
         )
 
     def place(self, trajectory: Trajectory) -> Trajectory:
-        """The same way, begun at this world's start. Raises TrajectoryError where it runs into something."""
-        start = paths.to_poses(paths.wander(self.layout, 1, paths.Pace(), seed=self.seed))[0].astype(np.float64)
-        first = np.linalg.inv(trajectory.c2w_F44[0])
-        c2w_F44 = start @ first @ trajectory.c2w_F44
-        for frame, (x, _, z) in enumerate(c2w_F44[:, :3, 3]):
-            if not paths.is_clear(self.layout, float(x), float(z)):
-                raise TrajectoryError(
-                    f"{trajectory.name}: runs into a wall or an object of rooms world {self.seed} at frame {frame}; "
-                    "try another world (worlds.first_seed), smaller moves, or turns only"
-                )
-        return Trajectory(c2w_F44, trajectory.intrinsics_F4, trajectory.actions, trajectory.name)
+        """The same way through this world, begun where it runs into nothing: at the world's start if it can.
+
+        Raises TrajectoryError where it fits nowhere, or is not level: this world is walked, not flown.
+        """
+        relative_F44 = relative_to_first(trajectory.c2w_F44)
+        _check_level(relative_F44, trajectory.name)
+        farthest = -1
+        for start_44 in self._starts():
+            c2w_F44 = start_44 @ relative_F44
+            blocked = self._first_blocked(c2w_F44)
+            if blocked is None:
+                return Trajectory(c2w_F44, trajectory.intrinsics_F4, trajectory.actions, trajectory.name)
+            farthest = max(farthest, blocked)
+        raise TrajectoryError(
+            f"{trajectory.name}: fits nowhere into rooms world {self.seed}; wherever it begins, it runs into a wall or "
+            f"an object by frame {farthest}. Try another world (worlds.first_seed), smaller moves, or turns only"
+        )
+
+    def _starts(self) -> Iterator[Floats]:
+        """Poses to begin at: the world's own start, then every free cell looking every way."""
+        yield paths.to_poses(paths.wander(self.layout, 1, paths.Pace(), seed=self.seed))[0].astype(np.float64)
+        for x, z in np.argwhere(self.layout.cells_GG == layout.FREE) + 0.5:
+            for yaw in np.linspace(0, 2 * np.pi, START_HEADINGS, endpoint=False):
+                yield paths.to_poses(np.array([[x, z, yaw]]))[0].astype(np.float64)
+
+    def _first_blocked(self, c2w_F44: Floats) -> int | None:
+        """The first frame at which, or on the way to which, there is something in the way."""
+        place_F2 = c2w_F44[:, [0, 2], 3]
+        before = place_F2[0]
+        for frame, place in enumerate(place_F2):
+            # Between frames too: a long step must not jump through a wall.
+            steps = 1 + int(np.hypot(*(place - before)) / paths.CLEARANCE)
+            way = [before + (place - before) * step / steps for step in range(1, steps + 1)]
+            if not all(paths.is_clear(self.layout, float(x), float(z)) for x, z in way):
+                return frame
+            before = place
+        return None
 
     def truth(self, trajectory: Trajectory) -> tuple[NDArray[np.uint8], Tensor]:
         """True frames [F, H, W, 3] uint8 and depth [F, H, W] on the scene's device."""
@@ -93,13 +124,14 @@ class Scene:
 
     def _probe(self, c2w_44: Tensor, depth_HW: Tensor) -> Tensor:
         """World points [P, 3] behind every PROBE_STRIDE-th pixel; sky lies FAR out."""
-        v, u = self.view, self.view
-        rows = torch.arange(PROBE_STRIDE // 2, v.height, PROBE_STRIDE, device=self.device)
-        columns = torch.arange(PROBE_STRIDE // 2, u.width, PROBE_STRIDE, device=self.device)
+        view = self.view
+        rows = torch.arange(PROBE_STRIDE // 2, view.height, PROBE_STRIDE, device=self.device)
+        columns = torch.arange(PROBE_STRIDE // 2, view.width, PROBE_STRIDE, device=self.device)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         depth = depth_HW[y, x].flatten()
-        slopes = [(x.flatten() + 0.5 - u.width / 2) / u.focal, (y.flatten() + 0.5 - v.height / 2) / v.focal]
-        ray = torch.stack([*slopes, torch.ones_like(depth)], -1)
+        across = (x.flatten() + 0.5 - view.width / 2) / view.focal
+        down = (y.flatten() + 0.5 - view.height / 2) / view.focal
+        ray = torch.stack([across, down, torch.ones_like(depth)], -1)
         return c2w_44[:3, 3] + (ray * depth[:, None]) @ c2w_44[:3, :3].T
 
     def _shown(self, points_P3: Tensor, c2w_S44: Tensor, nearest_SHW: Tensor, farthest_SHW: Tensor) -> Tensor:
@@ -113,6 +145,16 @@ class Scene:
         low = nearest_SHW.flatten(1).gather(1, pixel) * (1 - DEPTH_TOLERANCE)
         high = farthest_SHW.flatten(1).gather(1, pixel) * (1 + DEPTH_TOLERANCE)
         return (inside & (z >= low) & (z <= high)).any(0)
+
+
+def _check_level(relative_F44: Floats, name: str) -> None:
+    height_F, down_F3 = relative_F44[:, 1, 3], relative_F44[:, :3, 1]
+    off_F = (np.abs(height_F) > LEVEL_TOLERANCE) | (np.abs(down_F3 - (0, 1, 0)).max(axis=1) > LEVEL_TOLERANCE)
+    if off_F.any():
+        raise TrajectoryError(
+            f"{name}: frame {int(off_F.argmax())}: the camera tilts, rolls, or leaves the height of frame 0; "
+            "in rooms worlds it may only move on the ground plane and turn about the vertical"
+        )
 
 
 def _depth_range(depth_FHW: Tensor) -> tuple[Tensor, Tensor]:
