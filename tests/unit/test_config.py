@@ -1,0 +1,180 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from worldkv.config import RunConfig, load
+from worldkv.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "default_config.yaml"
+CHECKED_IN = sorted((ROOT / "configs").glob("*"))
+
+
+@pytest.fixture
+def write(tmp_path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", CHECKED_IN, ids=lambda path: path.name)
+def test_every_checked_in_configuration_is_accepted(path):
+    assert load(path).policies
+
+
+def test_the_defaults_are_those_of_the_golden_file():
+    assert yaml.safe_load(RunConfig().to_yaml()) == yaml.safe_load(GOLDEN.read_text()), (
+        f"a default changed; if that is meant, write the new ones: worldkv rollout --dry-run > {GOLDEN.name}"
+    )
+
+
+def test_without_a_file_the_defaults_hold():
+    assert load(None) == RunConfig()
+
+
+def test_an_empty_file_means_the_defaults(write):
+    assert load(write("# nothing yet\n")) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["trajectory.kind=notation", "trajectory.notation=R_L90_96", "policies=[worldkv/codec=int8]"],
+        ["trajectory.kind=files", "trajectory.folder=some/where", "model.weights=w", "sampling.noise_shift=2.5"],
+    ],
+)
+def test_a_resolved_configuration_reads_back_as_itself(write, overrides):
+    config = load(None, overrides)
+    assert load(write(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("wrolds: {count: 2}", ["wrolds: unknown key", "worlds, trajectory, policies"]),
+        ("worlds: {cuont: 2}", [r"worlds\.cuont: unknown key", "allowed here are count, first_seed$"]),
+        ("model: {size: 1}", [r"model\.size: unknown key", "name, weights, device"]),
+        ("trajectory: {pace: 1}", [r"trajectory\.pace: unknown key", "turn_degrees_per_frame"]),
+        ("memory: {device_capacity_bytes: 1}", ["unknown key", "device_capacity_mib, host_capacity_mib"]),
+        ("sampling: {steps: 4}", [r"sampling\.steps: unknown key", "denoise_steps"]),
+        ("output: {path: x}", [r"output\.path: unknown key", "folder, video_fps, lossless"]),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_allowed_ones_are_named(write, text, words):
+    path = write(text)
+    with pytest.raises(ConfigError) as fault:
+        load(path)
+    assert str(path) in str(fault.value)
+    for word in words:
+        assert fault.match(word)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("worlds.count=0", r"worlds\.count = 0: must be greater than or equal to 1"),
+        ("worlds.count=true", r"worlds\.count = True: must be a valid integer"),
+        ("worlds.count='3'", r"worlds\.count = '3': must be a valid integer"),
+        ("worlds.count=2.0", r"worlds\.count = 2\.0: must be a valid integer"),
+        ("worlds.count=", r"worlds\.count = None: must be a valid integer"),
+        ("worlds.first_seed=500000000", r"first_seed = 500000000: must be less than 500000000"),
+        ("trajectory.video_frames=5", r"video_frames = 5: must be greater than or equal to 6"),
+        ("trajectory.kind=orbit", r"trajectory\.kind = 'orbit': must be 'back', 'roam', 'wander'"),
+        ("trajectory.turn_degrees_per_frame=31", r"= 31: must be less than or equal to 30"),
+        ("trajectory.distance_per_frame=0", r"= 0: must be greater than 0"),
+        ("sampling.noise_shift=.inf", r"noise_shift = inf: must be a finite number"),
+        ("sampling.noise_shift=.nan", r"noise_shift = nan: must be"),
+        ("sampling.denoise_steps=65", r"= 65: must be less than or equal to 64"),
+        ("model.device=gpu", r"model\.device = 'gpu': must be 'auto', 'cpu' or 'cuda'"),
+        ("history=mine", r"history = 'mine': must be 'truth' or 'own'"),
+        ("output.lossless=perhaps", r"output\.lossless = 'perhaps': must be a valid boolean"),
+        ("worlds=3", r"worlds = 3: must be a section with keys count, first_seed"),
+        ("policies=7", r"policies = 7: must be a valid list"),
+        ("policies=[]", "policies: at least one policy is needed"),
+        ("policies=[full, full]", "policies: .*each only once"),
+        ("policies=[full, best]", "policies: policy 'best': 'best' is not one of full, sliding, worldkv"),
+        ("policies=worldkv/codec=int3", "policies: policy 'worldkv/codec=int3': .*must be one of .*int4"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_key_value_and_what_is_allowed(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load(None, [override])
+
+
+def test_a_message_counts_the_faults_it_does_not_tell():
+    with pytest.raises(ConfigError, match=r"\(and 1 more\)$"):
+        load(None, ["worlds.count=0", "batch_sessions=0"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trajectory.kind=notation"],
+        ["trajectory.kind=files"],
+        ["trajectory.notation=R90_24"],
+        ["trajectory.folder=x"],
+        ["trajectory.kind=notation", "trajectory.notation=R90_24", "trajectory.folder=x"],
+    ],
+)
+def test_kind_notation_and_kind_files_go_with_their_field_and_no_other(overrides):
+    with pytest.raises(ConfigError, match=r"trajectory: kind: (notation|files) and (notation|folder) go together"):
+        load(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "text", ["policies=sliding,worldkv", "policies=[sliding, worldkv]", "policies=sliding, worldkv"]
+)
+def test_policies_may_be_a_list_or_separated_by_commas(text):
+    assert load(None, [text]).policies == ("sliding", "worldkv")
+
+
+def test_overrides_change_one_key_each_and_the_last_one_wins(write):
+    path = write("worlds: {count: 5, first_seed: 7}\n")
+    config = load(path, ["worlds.count=2", "output.folder=runs/x", "worlds.count=4", "history=own"])
+    assert (config.worlds.count, config.worlds.first_seed) == (4, 7)
+    assert (config.output.folder, config.history) == (Path("runs/x"), "own")
+
+
+@pytest.mark.parametrize("override", ["worlds.count", "=3", "worlds"])
+def test_an_override_that_is_no_key_and_value_is_refused_with_an_example(override):
+    with pytest.raises(ConfigError, match=r"--set .*: expected key=value, such as worlds\.count=2"):
+        load(None, [override])
+
+
+def test_an_override_below_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"--set history\.x=1: history is not a section"):
+        load(None, ["history=own", "history.x=1"])
+
+
+def test_an_override_that_is_no_yaml_is_refused():
+    with pytest.raises(ConfigError, match=r"--set policies=\[: the value is not valid YAML"):
+        load(None, ["policies=["])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "not valid YAML"), ("- a\n", "found list"), ("3\n", "found int")])
+def test_a_file_that_is_no_mapping_of_sections_is_refused(write, text, words):
+    with pytest.raises(ConfigError, match=words) as fault:
+        load(write(text))
+    assert "\n" not in str(fault.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "x.yaml")
