@@ -120,6 +120,10 @@ class Session:
         else:
             chosen = self.index.nearest(chunk_N, self.latent_poses(self.chunk), policy.retrieved_chunks)
         found = self.memory.fetch([self.stored[chunk] for chunk in sorted(chosen)])
+        for chunk in chosen:
+            # Gone for good: it may not take up a place in every retrieval to come.
+            if self.stored[chunk] not in self.memory:
+                self.index.forget(chunk)
         hits = tuple(chunk for chunk in found if chunk is not None)
         return Retrieved(hits, missed=len(found) - len(hits))
 

@@ -125,7 +125,8 @@ def _check_identity(made_by: dict[str, Any], model: WorldModel, memory: ChunkMem
 def _session_fields(session: Session) -> dict[str, Any]:
     plain = {name: getattr(session, name) for name in PLAIN_FIELDS}
     live = [live.index for live in session.live]
-    return {"plain": plain, "live": live, "stored": list(session.stored.items())}
+    stored = list(session.stored.items())
+    return {"plain": plain, "live": live, "stored": stored, "indexed": session.index.chunks()}
 
 
 def _session(header: dict[str, Any], tensors: dict[str, Tensor], model: WorldModel, memory: ChunkMemory) -> Session:
@@ -144,7 +145,7 @@ def _session(header: dict[str, Any], tensors: dict[str, Tensor], model: WorldMod
         index=PoseIndex(parity=policy.parity),
         **fields["plain"],
     )
-    for index in session.stored:
+    for index in fields["indexed"]:
         session.index.add(index, session.latent_poses(index))
     return session
 

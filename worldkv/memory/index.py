@@ -25,6 +25,14 @@ class PoseIndex:
         """Remember from where chunk `chunk` saw."""
         self._mean[chunk] = retrieval.mean_pose(c2w_F44, parity=self.parity)
 
+    def forget(self, chunk: int) -> None:
+        """Never offer chunk `chunk` again."""
+        del self._mean[chunk]
+
+    def chunks(self) -> list[int]:
+        """All chunks in the index, oldest first."""
+        return sorted(self._mean)
+
     def candidates(self, allowed: range) -> list[int]:
         """Stored chunks within `allowed`, oldest first."""
         return sorted(chunk for chunk in self._mean if chunk in allowed)

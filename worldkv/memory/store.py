@@ -29,6 +29,10 @@ class ChunkMemory:
         self._misses: Counter[str] = Counter()
         self._count: Counter[str] = Counter()
 
+    def __contains__(self, chunk_id: str) -> bool:
+        """Whether any tier holds the chunk now; no lookup is counted."""
+        return self._tier_of(chunk_id) is not None
+
     def admit(self, chunk: KVChunk) -> str:
         """Take one reference on the chunk and store it in tier 0, demoting others; returns its id.
 

@@ -126,7 +126,8 @@ class Block(nn.Module):
         q, k, v = (
             self.qkv(_modulate(x, shift_a, scale_a) + camera_BTE).reshape(B, T, 3, self.heads, self.head_dim).unbind(2)
         )
-        attended = attend(layer, self.norm_q(q), self.norm_k(k), v).reshape(B, T, E)
+        # Normalised in float32 also under autocast, as its weights are: mixed, torch takes a slow path and warns.
+        attended = attend(layer, self.norm_q(q.float()), self.norm_k(k.float()), v).reshape(B, T, E)
         x = x + _per_frame(self.out(attended), 1 + gate_a)
         hidden = fn.gelu(self.up(_modulate(x, shift_m, scale_m)), approximate="tanh")
         return x + _per_frame(self.down(hidden), 1 + gate_m)

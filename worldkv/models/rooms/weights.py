@@ -49,7 +49,7 @@ def save(network: RoomsNetwork, folder: Path, tangent: float) -> None:
 def load(folder: Path) -> tuple[RoomsNetwork, float, str]:
     """The network (float32, CPU, eval mode), the tangent of half its field of view, and the weights' digest.
 
-    The digest is the xxh3-128 of all shards: the model epoch that chunks carry. Raises CheckpointError.
+    The digest is the xxh3-128 of config and shards: the model epoch that chunks carry. Raises CheckpointError.
     """
     shape, tangent = _read_config(folder / CONFIG)
     weight_map = _read_json(folder / INDEX).get("weight_map")
@@ -61,7 +61,7 @@ def load(folder: Path) -> tuple[RoomsNetwork, float, str]:
     if missing := sorted(expected.keys() - weight_map.keys()):
         raise CheckpointError(f"{folder / INDEX}: tensor {missing[0]} is missing ({len(missing)} in all)")
     state: dict[str, torch.Tensor] = {}
-    digest = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128((folder / CONFIG).read_bytes())
     for file in sorted(set(weight_map.values())):
         state |= _read_shard(folder / file, expected)
         digest.update((folder / file).read_bytes())
