@@ -79,8 +79,8 @@ def _dataset(root: Path, verify: bool) -> None:
     for fault in faults:
         console.print(str(fault), highlight=False, markup=False, soft_wrap=True)
     if faults:
-        raise DatasetError(f"{root}: {len(faults)} faults, the first: {faults[0]}")
-    console.print(f"verified: {about.episodes} episodes are as they were written")
+        raise DatasetError(f"{root}: not as it was written ({len(faults)} found): {faults[0]}")
+    console.print(f"verified: as written, all {about.episodes} of its episodes")
 
 
 def _some(keys: list[str]) -> str:

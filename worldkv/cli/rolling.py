@@ -68,8 +68,10 @@ def _tell(done: Generated, result: RunResult) -> None:
 
     from worldkv.report.figures import policy_figures
 
-    worlds = f"{len(result.worlds)} world" + ("s" if len(result.worlds) > 1 else "")
-    table = Table(title=f"{worlds}: fidelity where the camera sees a place again", title_justify="left")
+    table = Table(
+        title=f"{_count(len(result.worlds), 'world')}: fidelity where the camera sees a place again",
+        title_justify="left",
+    )
     table.add_column("policy", overflow="fold")
     for name in ("PSNR dB", "frames/s", "window tokens"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -82,9 +84,8 @@ def _tell(done: Generated, result: RunResult) -> None:
         )
     console = Console()
     console.print(table)
-    made = f"{done.made} episodes, {done.kept} more were there already" if done.kept else f"{done.made} episodes"
     for line in (
-        f"made     {made}" if done.made else f"made     nothing new: all {done.kept} episodes were there already",
+        f"made     {_made(done)}",
         f"watch    {done.folder}/video.mp4",
         f"read     {done.folder}/report.html",
         f"load     LeRobotDataset('worldkv', root='{done.folder}/dataset')",
@@ -92,3 +93,13 @@ def _tell(done: Generated, result: RunResult) -> None:
         "measure  worldkv eval",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _made(done: Generated) -> str:
+    if not done.made:
+        return f"nothing new: {_count(done.kept, 'episode')} there already, which is all"
+    return _count(done.made, "episode") + (f"; {done.kept} more were there already" if done.kept else "")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("s" if number != 1 else "")

@@ -1,0 +1,323 @@
+"""The command line called in this process: what it says, where it says it, and how it ends."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from worldkv.cli import app as command_tree
+from worldkv.cli.progress import Bar, bar
+from worldkv.dataset import DatasetReader
+from worldkv.memory.chunk import KVChunk, make_chunk
+from worldkv.memory.codec import CODECS
+from worldkv.models.rooms.model import RoomsModel
+from worldkv.runs import generate
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def worldkv(monkeypatch, capsys) -> Callable[..., Said]:
+    """Run the command line with these words, 80 columns wide."""
+
+    def run(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["worldkv", *map(str, words)])
+        code = 0
+        try:
+            command_tree.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    monkeypatch.setenv("COLUMNS", "80")
+    return run
+
+
+@pytest.fixture
+def tiny_rooms(tiny, monkeypatch) -> None:
+    """The commands get the tiny model instead of the shipped one."""
+    monkeypatch.setattr(generate, "load_model", lambda config: tiny.model)
+    monkeypatch.setattr(RoomsModel, "load", lambda *_: tiny.model)
+
+
+RUN = ("--set", "worlds.count=1", "--set", "trajectory.video_frames=12", "--set", "sampling.denoise_steps=1")
+
+
+@pytest.fixture
+def rollout(worldkv, tiny_rooms, tmp_path) -> Callable[..., Said]:
+    """A tiny rollout of one policy into `tmp_path / run`."""
+    folder = tmp_path / "run"
+
+    def run(*words: object) -> Said:
+        return worldkv("rollout", *RUN, "--set", "policies=sliding", "--set", f"output.folder={folder}", *words)
+
+    return run
+
+
+def only_error(said: Said, code: int = 2) -> str:
+    """The one line on stderr."""
+    assert said.code == code
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    return line
+
+
+def test_without_a_command_the_help_is_shown(worldkv):
+    assert "rollout" in worldkv().out + worldkv().err
+
+
+def test_a_dry_run_prints_what_can_be_run_and_makes_nothing(worldkv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = worldkv("rollout", "--dry-run", "--set", "worlds.count=7")
+    assert said.code == 0
+    (tmp_path / "resolved.yaml").write_text(said.out)
+    assert worldkv("rollout", "resolved.yaml", "--dry-run").out == said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["resolved.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (("rollout", "none.yaml"), "error: none.yaml: no such configuration file"),
+        (("rollout", "--set", "worlds.cuont=1"), "error: configuration: worlds.cuont: unknown key; allowed here are"),
+        (("rollout", "--set", "policies=best"), "error: configuration: policies: policy 'best': 'best' is not one of"),
+        (("eval", "--policies", "best"), "error: policy 'best': 'best' is not one of full, sliding, worldkv"),
+        (("eval", "--paths", "back,up"), "error: --paths back,up: 'up' is not one of back, roam, wander"),
+        (("eval", "--history", "none"), "error: --history none: 'none' is not one of truth, own"),
+        (("eval", "--frames", "96,x"), "error: --frames 96,x: expected whole numbers separated by commas"),
+        (("eval", "--frames", "0"), "error: --frames 0: must all be 1 or more"),
+        (("eval", "--device", "tpu"), "error: --device tpu: must be one of auto, cpu, cuda"),
+        (("eval", "--plot", "x.bmp"), "error: --plot x.bmp: the name must end in one of .png, .svg, .pdf"),
+        (("eval", "--json", "."), "error: --json .: is a folder; name a file"),
+        (("eval", "--weights", "none"), "error: none/config.json: no such file"),
+        (("inspect", "none"), "error: none: no such file or folder; expected a run, a dataset or a chunk file"),
+        (("inspect", "."), "error: .: no WorldKV dataset"),
+        (("trajectory", "make", "XY", "t"), "error: notation 'XY': character 1 is 'X'"),
+        (("trajectory", "show", "none", "x.png"), "error: none: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(worldkv, tmp_path, monkeypatch, words, fault):
+    monkeypatch.chdir(tmp_path)
+    said = worldkv(*words)
+    line = said.err.splitlines()[-1]
+    assert line.startswith(fault)
+    # Before the last line there may be that of the progress.
+    assert (said.code, said.out, said.err.count("error:")) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_a_mistake_too(worldkv):
+    said = worldkv("rollout", "--sett", "a=b")
+    assert said.code == 2
+    assert "--sett" in said.err
+
+
+def test_a_message_is_shown_as_it_is_whatever_characters_it_holds(worldkv):
+    line = only_error(worldkv("rollout", "[bold]a:smile:[/b].yaml"))
+    assert line == "error: [bold]a:smile:[/b].yaml: no such configuration file"
+
+
+def test_a_long_message_is_not_wrapped(worldkv):
+    name = "a" * 200
+    assert only_error(worldkv("rollout", f"{name}.yaml")).endswith("no such configuration file")
+
+
+def test_a_full_disk_anywhere_is_one_line(worldkv, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "some/where")
+
+    monkeypatch.setattr(generate, "generate", full)
+    said = worldkv("rollout")
+    assert said.err.splitlines()[-1] == "error: some/where: No space left on device"
+    assert said.code == 2
+
+
+def test_a_fault_of_ours_keeps_its_traceback(worldkv, monkeypatch):
+    def wrong(*_: object, **__: object) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(generate, "generate", wrong)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        worldkv("rollout")
+
+
+def test_a_rollout_tells_what_was_made_and_what_to_do_next(rollout, tmp_path):
+    said = rollout()
+    assert said.code == 0
+    for word in (
+        "1 world:",
+        "sliding",
+        "PSNR dB",
+        "made     1 episode\n",
+        "video.mp4",
+        "report.html",
+        "LeRobotDataset",
+    ):
+        assert word in said.out
+    for name in ("run.yaml", "dataset", "video.mp4", "report.html", "summary.json", "timings.json"):
+        assert (tmp_path / "run" / name).exists()
+    assert said.err.splitlines()[0] == "  0%  starting"
+
+
+def test_a_finished_run_says_that_nothing_was_left_to_make(rollout):
+    rollout()
+    said = rollout("--resume")
+    assert said.code == 0
+    assert "made     nothing new: 1 episode there already, which is all" in said.out
+
+
+def test_ctrl_c_says_what_stays_and_how_to_go_on(rollout, tmp_path, monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "generate", stopped)
+        said = rollout()
+    assert said.code == 130
+    last = said.err.splitlines()[-1]
+    assert last.startswith("stopped: what was committed stays; go on with: worldkv rollout --set worlds.count=1")
+    assert last.endswith("--resume")
+    assert rollout("--resume").code == 0
+
+
+def test_ctrl_c_outside_a_long_command_is_one_line_too(worldkv, monkeypatch):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DatasetReader, "open", stopped)
+    assert worldkv("inspect", ".").code == 130
+    assert only_error(worldkv("inspect", "."), 130) == "stopped: by Ctrl-C"
+
+
+def test_inspect_shows_a_run_and_its_dataset_and_verifies_it(rollout, worldkv, tmp_path):
+    rollout()
+    said = worldkv("inspect", tmp_path / "run", "--verify")
+    assert said.code == 0
+    text = " ".join(said.out.split())
+    for word in ("finished", "rooms-0/sliding", "back, 12 video frames", "verified: as written, all 1 of its episodes"):
+        assert word in text
+    assert max(map(len, said.out.splitlines())) <= 80 + len(str(tmp_path))
+
+
+def test_inspect_names_every_damaged_file_and_ends_with_one_error(rollout, worldkv, tmp_path):
+    rollout()
+    (video,) = (tmp_path / "run/dataset/videos/observation.images.main").rglob("*.mp4")
+    video.write_bytes(video.read_bytes()[:-9])
+    said = worldkv("inspect", tmp_path / "run", "--verify")
+    assert said.code == 2
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'run/dataset'}: not as it was written (1 found): {video}: damaged")
+    assert str(video) in said.out
+
+
+@pytest.fixture
+def chunk() -> KVChunk:
+    import torch
+
+    keys = torch.randn(2, 12, 2, 24, generator=torch.Generator().manual_seed(0))
+    poses = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
+    return make_chunk(
+        tenant="lab", epoch="weights-a", index=5, c2w_F44=poses, encoded=CODECS["int4"].encode(keys, keys)
+    )
+
+
+def test_inspect_shows_a_chunk_file(worldkv, tmp_path, chunk):
+    (tmp_path / "chunk").write_bytes(chunk.to_bytes())
+    said = worldkv("inspect", tmp_path / "chunk")
+    assert said.code == 0
+    for word in (chunk.id, "lab", "weights-a", "int4", "2, 12, 2, 24", "% of bf16", "verified"):
+        assert word in said.out
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100])
+def test_inspect_refuses_a_damaged_chunk_file_by_name(worldkv, tmp_path, chunk, cut):
+    (tmp_path / "chunk").write_bytes(chunk.to_bytes()[: -cut or 0])
+    assert only_error(worldkv("inspect", tmp_path / "chunk")).startswith(
+        f"error: {tmp_path / 'chunk'}: not a sound chunk file"
+    )
+
+
+def test_eval_prints_a_table_and_writes_rows_and_plot(worldkv, tiny_rooms, tmp_path):
+    rows, plot = tmp_path / "new" / "rows.json", tmp_path / "plot.png"
+    words = ("--policies", "sliding, worldkv", "--paths", "back", "--frames", "30", "--worlds", "2", "--steps", "1")
+    said = worldkv("eval", *words, "--json", rows, "--plot", plot)
+    assert said.code == 0
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert "back 30 truth" in said.out
+    assert [row["policy"] for row in json.loads(rows.read_text())] == ["sliding", "worldkv"]
+    assert plot.stat().st_size > 1000
+    assert "loading the model" in said.err
+
+
+def test_eval_that_is_stopped_keeps_the_rows_so_far(worldkv, tiny_rooms, tmp_path, monkeypatch):
+    from worldkv.eval import benchmark
+
+    real = benchmark._case
+
+    def case(*of: object) -> benchmark.Row:
+        if of[4].name == "sliding":
+            raise KeyboardInterrupt
+        return real(*of)
+
+    monkeypatch.setattr(benchmark, "_case", case)
+    rows = tmp_path / "rows.json"
+    said = worldkv("eval", "--paths", "back", "--frames", "24", "--worlds", "1", "--steps", "1", "--json", rows)
+    assert said.code == 130
+    assert said.err.splitlines()[-1] == f"stopped: the rows so far are in {rows}"
+    (row,) = json.loads(rows.read_text())
+    assert row["policy"] == "full"
+    assert row["psnr_ci95"] is None
+
+
+def test_eval_leaves_earlier_rows_alone_when_it_cannot_begin(worldkv, tmp_path):
+    (tmp_path / "rows.json").write_text("[]")
+    assert worldkv("eval", "--json", tmp_path / "rows.json", "--weights", tmp_path / "none").code == 2
+    assert (tmp_path / "rows.json").read_text() == "[]"
+
+
+def test_trajectory_make_and_show_go_together(worldkv, tmp_path):
+    said = worldkv("trajectory", "make", "R_L90_96", tmp_path / "look", "--turn-degrees", "6", "--rooms-camera")
+    assert (said.code, said.err) == (0, "")
+    assert "96 poses" in said.out
+    assert np.load(tmp_path / "look/intrinsics.npy")[0].tolist() == list(RoomsModel.load().intrinsics)
+    said = worldkv("trajectory", "show", tmp_path / "look", tmp_path / "look.png")
+    assert said.code == 0
+    assert (tmp_path / "look.png").stat().st_size > 1000
+
+
+def test_a_trajectory_is_never_overwritten(worldkv, tmp_path):
+    worldkv("trajectory", "make", "W_24", tmp_path / "t")
+    line = only_error(worldkv("trajectory", "make", "S_24", tmp_path / "t"))
+    assert line.startswith(f"error: {tmp_path / 't'}: already holds a trajectory")
+
+
+def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with bar(2) as progress:
+        progress.step("a policy with a very long name that does not fit into the line", 1, 2)
+        progress.advance()
+    written = capsys.readouterr().err
+    assert "%" in written
+
+
+def test_a_log_gets_a_line_at_once_and_then_now_and_then(monkeypatch, capsys):
+    from rich.console import Console
+
+    now = [100.0]
+    monkeypatch.setattr("worldkv.cli.progress.time.monotonic", lambda: now[0])
+    progress = Bar(2, None, Console(stderr=True))
+    progress.step("first", 0, 4)
+    progress.step("too soon", 1, 4)
+    progress.advance()
+    now[0] += 20
+    progress.step("later", 1, 4)
+    assert capsys.readouterr().err.splitlines() == ["  0%  first", " 62%  later"]
