@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column
 
 LOG_EVERY_SECONDS = 15.0
+BAR_CELLS = 24
 
 
 class Bar:
@@ -44,9 +45,18 @@ def bar(total: int) -> Iterator[Bar]:
     if not console.is_terminal:
         yield Bar(total, None, console)
         return
-    # What is in work may have a long name: it gives way, the figures do not.
-    name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = (BarColumn(24), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        BarColumn(BAR_CELLS, table_column=_fixed(BAR_CELLS)),
+        TextColumn("{task.percentage:>3.0f} %", table_column=_fixed(5)),
+        TimeElapsedColumn(table_column=_fixed(7)),
+        TimeRemainingColumn(table_column=_fixed(7)),
+        # What is in work may have a long name: it gives way, the figures do not.
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+    )
     # The bar is of the moment: what stays on the screen is what was made.
-    with Progress(*columns, name, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(total, progress, console)
+
+
+def _fixed(cells: int) -> Column:
+    return Column(no_wrap=True, min_width=cells)
