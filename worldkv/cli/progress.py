@@ -12,6 +12,8 @@ from rich.table import Column
 
 LOG_EVERY_SECONDS = 15.0
 BAR_CELLS = 24
+# Bar, share, time passed and time left, a space after each.
+FIGURES_CELLS = BAR_CELLS + 1 + 5 + 1 + 7 + 1 + 7 + 1
 
 
 class Bar:
@@ -45,18 +47,15 @@ def bar(total: int) -> Iterator[Bar]:
     if not console.is_terminal:
         yield Bar(total, None, console)
         return
+    # What is in work may have a long name: it gives way, the figures do not.
+    room = Column(no_wrap=True, overflow="ellipsis", max_width=max(10, console.width - FIGURES_CELLS))
     columns = (
-        BarColumn(BAR_CELLS, table_column=_fixed(BAR_CELLS)),
-        TextColumn("{task.percentage:>3.0f} %", table_column=_fixed(5)),
-        TimeElapsedColumn(table_column=_fixed(7)),
-        TimeRemainingColumn(table_column=_fixed(7)),
-        # What is in work may have a long name: it gives way, the figures do not.
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(BAR_CELLS),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False, table_column=room),
     )
     # The bar is of the moment: what stays on the screen is what was made.
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(total, progress, console)
-
-
-def _fixed(cells: int) -> Column:
-    return Column(no_wrap=True, min_width=cells)
