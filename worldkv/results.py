@@ -32,8 +32,8 @@ class PolicyRollout:
 
 
 @dataclass(frozen=True)
-class WorldRollouts:
-    """One world under all policies of a run, along the same trajectory."""
+class WorldTruth:
+    """One world and the camera's way through it, with what it really looks like."""
 
     name: str
     seed: int
@@ -43,6 +43,12 @@ class WorldRollouts:
     """Frames whose surfaces were seen before the recent window."""
     given_frames: int
     """First video frames, shown to the session instead of generated."""
+
+
+@dataclass(frozen=True)
+class WorldRollouts(WorldTruth):
+    """One world under all policies of a run, along the same trajectory."""
+
     rollouts: tuple[PolicyRollout, ...]
 
 

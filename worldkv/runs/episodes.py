@@ -6,7 +6,6 @@ Shapes: F video frames, H W pixels, A action columns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from worldkv.camera import Trajectory, planar_coordinates, relative_framewise
 from worldkv.dataset import Episode
 from worldkv.eval.fidelity import psnr, ssim
-from worldkv.results import PolicyRollout, WorldRollouts
+from worldkv.results import PolicyRollout, WorldRollouts, WorldTruth
 from worldkv.rollout import ChunkRecord
 
 TRUTH_VIDEO = "observation.images.truth"
@@ -22,18 +21,6 @@ ACTION_NAMES = ("right", "forward", "turn_degrees")
 MIB = 2**20
 # Per-frame figures of the memory; MiB because float32 counts bytes exactly only up to 16 million.
 SCALARS = ("psnr", "ssim", "revisit", "generated", "missed", "window_tokens", "window_mib", "stored_mib")
-
-
-@dataclass(frozen=True)
-class WorldTruth:
-    """One world and the camera's way through it, with what it really looks like."""
-
-    name: str
-    seed: int
-    trajectory: Trajectory
-    truth_FHWC: NDArray[np.uint8]
-    revisit_F: NDArray[np.bool_]
-    given_frames: int
 
 
 def camera_actions(trajectory: Trajectory) -> NDArray[np.float32]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from worldkv.config import RunConfig
 from worldkv.dataset.durable import publish, remove_file, write_file
 from worldkv.errors import OutputError
+
+if TYPE_CHECKING:
+    from worldkv.config import RunConfig
 
 CONFIG = "run.yaml"
 DATASET = "dataset"

@@ -22,11 +22,11 @@ from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.resident import ResidentTier
 from worldkv.models.rooms.model import SHIPPED_WEIGHTS, RoomsModel
 from worldkv.report.figures import policy_figures
-from worldkv.results import RunResult
+from worldkv.results import RunResult, WorldTruth
 from worldkv.rollout import StageSeconds, rollout
 from worldkv.runs import folder as run_folder
 from worldkv.runs import worlds as run_worlds
-from worldkv.runs.episodes import ACTION_NAMES, SCALARS, TRUTH_VIDEO, WorldTruth, to_episode, to_worlds
+from worldkv.runs.episodes import ACTION_NAMES, SCALARS, TRUTH_VIDEO, to_episode, to_worlds
 from worldkv.session import open_session
 
 MIB = 2**20

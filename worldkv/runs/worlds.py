@@ -15,7 +15,7 @@ from worldkv.memory.policy import MemoryPolicy
 from worldkv.models.rooms.model import RoomsModel
 from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import Scene
-from worldkv.runs.episodes import WorldTruth
+from worldkv.results import WorldTruth
 
 
 def check(config: RunConfig, model: RoomsModel) -> int:

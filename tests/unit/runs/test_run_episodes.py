@@ -5,8 +5,9 @@ from worldkv.camera import Trajectory, planar_poses
 from worldkv.dataset import Episode
 from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import Scene
+from worldkv.results import WorldTruth
 from worldkv.rollout import ChunkRecord
-from worldkv.runs.episodes import MIB, WorldTruth, camera_actions, to_episode, to_worlds
+from worldkv.runs.episodes import MIB, camera_actions, to_episode, to_worlds
 
 PER_CHUNK, CHUNKS, SIZE = 3, 4, 16
 FRAMES = PER_CHUNK * CHUNKS
