@@ -1,6 +1,7 @@
 """The command line called in this process: what it says, where it says it, and how it ends."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -322,3 +323,10 @@ def test_a_log_gets_a_line_at_once_and_then_now_and_then(monkeypatch, capsys):
     now[0] += 20
     progress.step("later", 1, 4)
     assert capsys.readouterr().err.splitlines() == ["  0%  first", " 62%  later"]
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_waits_passively_unless_the_user_wants_otherwise(worldkv, monkeypatch, given, used):
+    monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    worldkv("--help")
+    assert os.environ["OMP_WAIT_POLICY"] == used
