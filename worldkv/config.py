@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from worldkv.errors import ConfigError
 from worldkv.memory.policy import parse_policy
+from worldkv.models.rooms.layout import UNTRAINED_SEEDS
 
 
 class _Section(BaseModel):
@@ -36,8 +37,14 @@ class WorldsConfig(_Section):
 
     count: int = Field(3, ge=1, strict=True)
     """How many; each is rolled out once per policy."""
-    first_seed: int = Field(0, ge=0, lt=5 * 10**8, strict=True)
+    first_seed: int = Field(0, ge=0, lt=UNTRAINED_SEEDS, strict=True)
     """Worlds first_seed, first_seed + 1, ...; training used none of those allowed here."""
+
+    @model_validator(mode="after")
+    def _untrained(self) -> WorldsConfig:
+        if self.first_seed + self.count > UNTRAINED_SEEDS:
+            raise ValueError(f"first_seed + count passes {UNTRAINED_SEEDS}; worlds from there served in training")
+        return self
 
 
 class TrajectoryConfig(_Section):

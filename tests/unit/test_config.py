@@ -6,6 +6,7 @@ import yaml
 
 from worldkv.config import RunConfig, load
 from worldkv.errors import ConfigError
+from worldkv.models.rooms.layout import UNTRAINED_SEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "default_config.yaml"
@@ -178,3 +179,10 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "x.yaml")
+
+
+def test_worlds_that_served_in_training_are_refused():
+    last = UNTRAINED_SEEDS - 2
+    assert load(None, [f"worlds.first_seed={last}", "worlds.count=2"]).worlds.count == 2
+    with pytest.raises(ConfigError, match="served in training"):
+        load(None, [f"worlds.first_seed={last}", "worlds.count=3"])

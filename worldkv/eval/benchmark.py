@@ -26,6 +26,7 @@ from worldkv.eval.fidelity import psnr, ssim
 from worldkv.memory.policy import MemoryPolicy
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.resident import ResidentTier
+from worldkv.models.rooms.layout import UNTRAINED_SEEDS
 from worldkv.models.rooms.model import RoomsModel
 from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import PathKind, Scene
@@ -43,7 +44,7 @@ class Settings:
 
     worlds: int = 8
     seed: int = 0
-    """First world; worlds seed .. seed + worlds - 1 are used. Training never saw any below 5e8."""
+    """First world; worlds seed .. seed + worlds - 1 are used. Training saw none below UNTRAINED_SEEDS."""
     denoise_steps: int = 4
     noise_shift: float = 3.0
     batch: int = 8
@@ -116,6 +117,10 @@ def run(
 ) -> Iterator[Row]:
     """Roll out every case and yield its row as soon as it is there. Raises ConfigError on unusable lengths."""
     per_chunk = model.geometry.chunk_latent_frames
+    if settings.seed + settings.worlds > UNTRAINED_SEEDS:
+        raise ConfigError(
+            f"seed={settings.seed}, worlds={settings.worlds}: worlds from {UNTRAINED_SEEDS} on served in training"
+        )
     for _, frames, _, _ in wanted:
         if frames % (2 * per_chunk):
             raise ConfigError(f"frames={frames}: must be a multiple of {2 * per_chunk}, two halves of whole chunks")

@@ -13,6 +13,7 @@ from worldkv.eval.benchmark import Row, Settings
 from worldkv.geometry import KVGeometry
 from worldkv.memory.codec import CODECS
 from worldkv.memory.policy import PRESETS, parse_policy
+from worldkv.models.rooms.layout import UNTRAINED_SEEDS
 from worldkv.models.rooms.network import Shape
 
 PER_CHUNK = 3
@@ -204,3 +205,10 @@ def test_the_plot_is_written_in_the_format_of_its_name(tmp_path, suffix):
     path = tmp_path / f"psnr{suffix}"
     table.plot([ROW, replace(ROW, frames=288, psnr_mean=30.0), replace(ROW, path="roam", psnr_mean=float("nan"))], path)
     assert path.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def test_worlds_that_served_in_training_are_refused_before_anything_runs(tiny):
+    wanted = benchmark.cases([PRESETS["full"]], ["back"], [12], ["truth"])
+    settings = replace(TINY, seed=UNTRAINED_SEEDS - TINY.worlds + 1)
+    with pytest.raises(ConfigError, match="served in training"):
+        next(benchmark.run(tiny.model, settings, wanted))

@@ -19,6 +19,9 @@ GRID = 13
 OBJECTS = 6
 PATTERNS = 10
 
+# Worlds below this seed are for runs and benchmarks: training and its validation draw theirs above.
+UNTRAINED_SEEDS = 5 * 10**8
+
 FREE, WALL, DOOR = 0, 1, 2
 # Faces are named by the side of the cell on which the viewer stands.
 WEST, EAST, SOUTH, NORTH = 0, 1, 2, 3  # -x, +x, -z, +z

@@ -34,7 +34,7 @@ from worldkv.window import rotary
 
 # Worlds of training and validation, and of every benchmark (seeds below TRAIN_SEED), never meet.
 TRAIN_SEED = 10**9
-VALIDATION_SEED = 5 * 10**8
+VALIDATION_SEED = layout.UNTRAINED_SEEDS
 WARMUP_STEPS = 200
 # Drawing and rendering a batch costs a third of a step; noise differs between its two uses.
 UPDATES_PER_BATCH = 2
