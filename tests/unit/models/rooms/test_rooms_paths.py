@@ -138,6 +138,8 @@ def test_training_validation_and_benchmark_worlds_never_meet(monkeypatch):
     assert trained == list(range(train.TRAIN_SEED, train.TRAIN_SEED + 8))
     assert validated == list(range(train.VALIDATION_SEED, train.VALIDATION_SEED + 8))
     assert train.VALIDATION_SEED < train.TRAIN_SEED - 10**8
-    WorldsConfig(first_seed=train.VALIDATION_SEED - 1)
+    WorldsConfig(first_seed=train.VALIDATION_SEED - 1, count=1)
     with pytest.raises(ValidationError, match="first_seed"):
-        WorldsConfig(first_seed=train.VALIDATION_SEED)
+        WorldsConfig(first_seed=train.VALIDATION_SEED, count=1)
+    with pytest.raises(ValidationError, match="served in training"):
+        WorldsConfig(first_seed=train.VALIDATION_SEED - 1, count=2)
