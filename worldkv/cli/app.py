@@ -34,7 +34,7 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 def main() -> None:
     """Run the command line: 0 when all went well, 2 for a user's mistake, 130 for Ctrl-C."""
-    # Spinning OpenMP threads make torch four to nine times slower as soon as another process wants a core.
+    # Waiting threads that spin make torch twice as slow once another process wants a core (benchmarks/).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
