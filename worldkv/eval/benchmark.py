@@ -1,9 +1,9 @@
 """The memory benchmark on the rooms model: policies x paths x lengths x histories, over many worlds.
 
 A path leaves places and comes back. With history `truth` the model is shown the true first half and must make the
-second; a frame is scored against the truth where nearly all it shows was seen before the recent window. With history
-`own` everything but the first chunk is generated, and a frame is scored against the session's own first visit of the
-same pose: does the world it made up stay as it was?
+second; a frame is scored against the truth where nearly all it shows was seen in that first half, before the recent
+window. With history `own` everything but the first chunk is generated, and a frame is scored against the session's own
+first visit of the same pose: does the world it made up stay as it was?
 
 Shapes: F video frames, H W pixels.
 """
@@ -146,6 +146,8 @@ def _draw(model: RoomsModel, settings: Settings, path: PathKind, frames: int, pr
             depth,
             chunk=model.geometry.chunk_latent_frames,
             recent_chunks=MemoryPolicy("").recent_chunks or 0,
+            # What a session saw only in its own second half it made up, and no truth can judge that.
+            given=frames // 2,
         )
         worlds.append(_World(scene, trajectory, truth, revisit))
     return worlds

@@ -16,7 +16,7 @@ from worldkv.errors import ModelError
 from worldkv.geometry import KVGeometry
 from worldkv.models.base import ChunkKV, ModelState, View, Window
 from worldkv.models.rooms import weights
-from worldkv.models.rooms.network import RoomsNetwork
+from worldkv.models.rooms.network import Cameras, RoomsNetwork
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 # A pose that is not level has no row-wise meaning to a network that was trained on level cameras.
@@ -62,8 +62,8 @@ class RoomsModel:
             raise ModelError(f"the rooms model takes no context, got {', '.join(context)}")
         return ModelState({"first_c2w": torch.from_numpy(np.array(view.c2w_F44[0], np.float32))})
 
-    def condition(self, states: Sequence[ModelState], views: Sequence[View]) -> Tensor:
-        """Per-layer camera terms [L, B, T, E]. Raises ModelError for another camera or a tilted pose."""
+    def condition(self, states: Sequence[ModelState], views: Sequence[View]) -> Cameras:
+        """The camera terms of a batch. Raises ModelError for another camera or a tilted pose."""
         for view in views:
             self._check(view)
         relative = [
@@ -76,10 +76,11 @@ class RoomsModel:
 
     def estimate(self, latents_BFCHW: Tensor, noise: float, condition: object, window: Window) -> Tensor:
         """See `WorldModel.estimate`."""
-        assert isinstance(condition, Tensor)
+        assert isinstance(condition, Cameras)
         noise_BF = torch.full(latents_BFCHW.shape[:2], noise, device=self.device)
         with torch.inference_mode(), self._autocast():
-            return self.network(latents_BFCHW, noise_BF, condition, window.attend).float()  # type: ignore[no-any-return]
+            clean, _ = self.network(latents_BFCHW, noise_BF, condition, window.attend)
+            return clean.float()  # type: ignore[no-any-return]
 
     def clean_pass(
         self, latents_BFCHW: Tensor, condition: object, window: Window, states: Sequence[ModelState]
@@ -92,7 +93,7 @@ class RoomsModel:
             values.append(v.to(self.kv_dtype))
             return window.attend(layer, q, k, v)
 
-        assert isinstance(condition, Tensor)
+        assert isinstance(condition, Cameras)
         noise_BF = torch.zeros(latents_BFCHW.shape[:2], device=self.device)
         with torch.inference_mode(), self._autocast():
             self.network(latents_BFCHW, noise_BF, condition, attend)

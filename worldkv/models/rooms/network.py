@@ -5,7 +5,7 @@ Attention is left to the caller, who decides what is attended to: `Attend` gets 
 before rotation. Training passes a block-causal mask over a whole clip, inference an assembled window.
 
 Shapes: B sessions, L layers, F latent frames, S tokens per latent frame, T = F * S tokens, H heads, D head dim,
-E = H * D embedding.
+E = H * D embedding, Q quarters of a token.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from torch.nn import functional as fn
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_BTHD, k_BTHD, v_BTHD), all un-rotated -> attended values [B, T, H, D]."""
+
+# After these layers a token says how far its surface is and is told where in the world that lies.
+SURFACE_LAYERS = (2, 5)
+# Depths are guessed for the quarters of a token: at 90 degrees over 8 tokens an object's edge runs through many.
+QUARTERS = 4
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,24 @@ class Shape:
         return self.side**2
 
 
+@dataclass(frozen=True)
+class Cameras:
+    """What the network needs of the poses: independent of the noise level, so computed once per chunk."""
+
+    terms_LBTE: Tensor
+    """Added to the input of each layer's attention."""
+    eye_BT3: Tensor
+    """Camera centres, relative to the rollout's first."""
+    ray_BTQ3: Tensor
+    """Ray through the middle of each quarter of a token, of length 1 along the camera's z axis."""
+
+    def twice(self) -> Cameras:
+        """For a sequence that holds every token two times over, one copy behind the other (training)."""
+        return Cameras(
+            *(torch.cat([x, x], dim) for x, dim in ((self.terms_LBTE, 2), (self.eye_BT3, 1), (self.ray_BTQ3, 1)))
+        )
+
+
 class RoomsNetwork(nn.Module):
     """Weights and the forward pass; stateless."""
 
@@ -62,6 +85,7 @@ class RoomsNetwork(nn.Module):
         self.noise_in = nn.Linear(NOISE_FEATURES, E)
         self.noise_out = nn.Linear(E, 6 * E)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.surfaces = nn.ModuleDict({str(layer): Surface(shape) for layer in SURFACE_LAYERS if layer < shape.layers})
         self.head_bias = nn.Parameter(torch.zeros(2, E))
         self.head_noise = nn.Linear(E, 2 * E)
         self.head = nn.Linear(E, 3 * shape.patch**2)
@@ -73,19 +97,19 @@ class RoomsNetwork(nn.Module):
             nn.init.zeros_(module.bias)
         nn.init.normal_(self.place, std=0.02)
 
-    def cameras(self, c2w_BF44: Tensor, tangent: float) -> Tensor:
-        """What every layer needs of the poses, [L, B, T, E]: independent of the noise level, so once per chunk.
-
-        `tangent` is that of half the field of view. Poses are relative to the rollout's first.
-        """
+    def cameras(self, c2w_BF44: Tensor, tangent: float) -> Cameras:
+        """See `Cameras`. `tangent` is that of half the field of view. Poses are relative to the rollout's first."""
         # Positions lose their last digits in bf16, and with them the geometry: this part stays in float32.
         with torch.autocast(c2w_BF44.device.type, enabled=False):
-            rays = ray_features(c2w_BF44, self.shape.side, tangent)
-            seen = self.ray_out(fn.silu(self.ray_in(rays)))
-        return torch.stack([block.camera(seen) for block in self.blocks])  # type: ignore[operator]
+            c2w = c2w_BF44.float()
+            seen = self.ray_out(fn.silu(self.ray_in(ray_features(c2w, self.shape.side, tangent))))
+            eye, ray = quarter_rays(c2w, self.shape.side, tangent)
+        return Cameras(torch.stack([block.camera(seen) for block in self.blocks]), eye, ray)  # type: ignore[operator]
 
-    def forward(self, pixels_BFCHW: Tensor, noise_BF: Tensor, cameras_LBTE: Tensor, attend: Attend) -> Tensor:
-        """Estimate of the clean pixels [B, F, 3, image, image] in [-1, 1].
+    def forward(
+        self, pixels_BFCHW: Tensor, noise_BF: Tensor, cameras: Cameras, attend: Attend
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Estimate of the clean pixels [B, F, 3, image, image] in [-1, 1]; log depths [B, T, Q] guessed on the way.
 
         `noise_BF` is the noise level of each frame in [0, 1]: x = (1 - noise) clean + noise Gaussian.
         """
@@ -94,11 +118,34 @@ class RoomsNetwork(nn.Module):
         x = self.patch_in(tokens) + self.place.repeat(F, 1)
         level = self.noise_in(noise_features(noise_BF).to(x.dtype))
         shared = self.noise_out(fn.silu(level)).reshape(B, F, 6, -1)
+        log_depths = []
         for layer, block in enumerate(self.blocks):
-            x = block(x, shared, cameras_LBTE[layer], layer, attend)
+            x = block(x, shared, cameras.terms_LBTE[layer], layer, attend)
+            if str(layer) in self.surfaces:
+                x, log_depth = self.surfaces[str(layer)](x, cameras.eye_BT3, cameras.ray_BTQ3)
+                log_depths.append(log_depth)
         shift, scale = (self.head_bias + self.head_noise(fn.silu(level)).reshape(B, F, 2, -1)).unbind(2)
         x = self.head(_modulate(x, shift, scale))
-        return unpatchify(x, F, self.shape.patch)
+        return unpatchify(x, F, self.shape.patch), log_depths
+
+
+class Surface(nn.Module):
+    """Turns a token's idea of how far its surface is into the place of that surface in the world.
+
+    With the place in both a query and a key, attention can find a surface again from anywhere.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.depth = nn.Linear(shape.width, QUARTERS)
+        self.place = nn.Linear(QUARTERS * SURFACE_FEATURES, shape.width)
+
+    def forward(self, x_BTE: Tensor, eye_BT3: Tensor, ray_BTQ3: Tensor) -> tuple[Tensor, Tensor]:
+        """x with the place added, and log depths [B, T, QUARTERS], which training compares with the true ones."""
+        log_depth = self.depth(fn.layer_norm(x_BTE, x_BTE.shape[-1:])).float()
+        # No gradient through the place: its waves are too short for a guess to slide along them.
+        features = surface_features(log_depth.detach(), eye_BT3, ray_BTQ3)
+        return x_BTE + self.place(features.to(x_BTE.dtype)), log_depth
 
 
 class Block(nn.Module):
@@ -166,6 +213,8 @@ NOISE_FEATURES = 64
 _POSITION_WAVES = (16.0, 8.0, 4.0, 2.0, 1.0)  # cells
 _HEADING_HARMONICS = (1, 2, 4, 8)
 RAY_FEATURES = 2 * 2 * len(_POSITION_WAVES) + 2 * len(_HEADING_HARMONICS) + 9
+SURFACE_FEATURES = 2 * 2 * len(_POSITION_WAVES) + 2
+LOG_DEPTH_RANGE = (-2.5, 2.8)  # of 0.08 to 16 cells; the sky counts as the far end
 
 
 def noise_features(noise_BF: Tensor) -> Tensor:
@@ -173,6 +222,40 @@ def noise_features(noise_BF: Tensor) -> Tensor:
     octaves = 2.0 ** torch.linspace(-1, 9, NOISE_FEATURES // 2, device=noise_BF.device)
     angle = noise_BF.float()[..., None] * octaves
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def _pixel_rays(side: int, tangent: float, device: torch.device) -> Tensor:
+    """Camera rays (u, v, 1) through the middles of a side x side grid of squares, row by row, [side * side, 3]."""
+    middle = ((torch.arange(side, device=device) + 0.5) / side * 2 - 1) * tangent
+    v, u = torch.meshgrid(middle, middle, indexing="ij")
+    return torch.stack([u, v, torch.ones_like(u)], -1).reshape(-1, 3)
+
+
+def quarters(grid_X: Tensor, side: int) -> Tensor:
+    """[..., 2 side, 2 side] -> [..., side * side, 4]: the four quarters of each token, row by row."""
+    outer = grid_X.shape[:-2]
+    x = grid_X.reshape(*outer, side, 2, side, 2).transpose(-3, -2)
+    return x.reshape(*outer, side * side, QUARTERS)
+
+
+def quarter_rays(c2w_BF44: Tensor, side: int, tangent: float) -> tuple[Tensor, Tensor]:
+    """Camera centres [B, T, 3] and world rays [B, T, QUARTERS, 3] of unit length along the camera's z axis."""
+    B, F = c2w_BF44.shape[:2]
+    grid = _pixel_rays(2 * side, tangent, c2w_BF44.device).T.reshape(3, 2 * side, 2 * side)
+    camera = quarters(grid, side).permute(1, 2, 0)  # [S, QUARTERS, 3]
+    ray = torch.einsum("bfij,sqj->bfsqi", c2w_BF44[..., :3, :3], camera)
+    eye = c2w_BF44[:, :, None, :3, 3].expand(B, F, side * side, 3)
+    return eye.reshape(B, -1, 3), ray.reshape(B, -1, QUARTERS, 3)
+
+
+def surface_features(log_depth_BTQ: Tensor, eye_BT3: Tensor, ray_BTQ3: Tensor) -> Tensor:
+    """Sinusoids of the guessed surface's place on the ground, its height, and the guess: [B, T, Q * 22] float32."""
+    log_depth = log_depth_BTQ.clamp(*LOG_DEPTH_RANGE)
+    point = eye_BT3[..., None, :] + log_depth.exp()[..., None] * ray_BTQ3
+    waves = 2 * torch.pi / torch.tensor(_POSITION_WAVES, device=point.device)
+    angle = (point[..., [0, 2], None] * waves).flatten(-2)
+    height = point[..., 1:2].clamp(-2, 1)
+    return torch.cat([angle.sin(), angle.cos(), height, log_depth[..., None]], -1).flatten(-2)
 
 
 def ray_features(c2w_BF44: Tensor, side: int, tangent: float) -> Tensor:
@@ -183,10 +266,7 @@ def ray_features(c2w_BF44: Tensor, side: int, tangent: float) -> Tensor:
     """
     c2w = c2w_BF44.float()
     B, F = c2w.shape[:2]
-    middle = ((torch.arange(side, device=c2w.device) + 0.5) / side * 2 - 1) * tangent
-    v, u = torch.meshgrid(middle, middle, indexing="ij")
-    camera_ray = torch.stack([u, v, torch.ones_like(u)], -1).reshape(-1, 3)
-    camera_ray = camera_ray / camera_ray.norm(dim=-1, keepdim=True)
+    camera_ray = fn.normalize(_pixel_rays(side, tangent, c2w.device), dim=-1)
     ray = torch.einsum("bfij,sj->bfsi", c2w[..., :3, :3], camera_ray)
     eye = c2w[..., None, :3, 3].expand_as(ray)
     waves = 2 * torch.pi / torch.tensor(_POSITION_WAVES, device=c2w.device)

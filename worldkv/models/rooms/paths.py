@@ -17,6 +17,8 @@ from worldkv.models.rooms.layout import FREE, GRID, WALL, Layout
 
 # Nearer than this the image is one flat colour, which nobody can tell from another.
 CLEARANCE = 0.32
+# How far from a place, in cells, `roam` strays when it comes back to it.
+NEARBY = 0.9
 Floats = NDArray[np.float64]
 
 
@@ -101,31 +103,41 @@ def back(layout: Layout, frames: int, pace: Pace, seed: int) -> Floats:
 
 
 def roam(layout: Layout, frames: int, pace: Pace, seed: int) -> Floats:
-    """Walk between a few places again and again, each time in another order and so from other directions.
+    """See a few places all round in the first half; in the second, come back to them and see them from elsewhere.
 
-    The places are visited in a first round, then revisited in shuffled rounds; between two places the camera
-    takes the shortest way over the grid and looks where it goes, with a look around at each arrival.
+    Between two places the camera takes the shortest way over the grid and looks where it goes. At a place it strafes
+    about: the first time through a full circle, later looking where chance will have it.
     """
     rng = np.random.default_rng([0x0A3, seed])
-    x, z, yaw = _start(layout, rng)
-    # As many places as the first half has time for: some 40 frames go into reaching and viewing one.
-    places = _places_near(layout, (int(x), int(z)), count=max(2, min(8, frames // 60 + 1)), rng=rng)
-    walk = [(x, z, yaw)]
+    walk = [_start(layout, rng)]
+    places = _places_near(layout, (int(walk[0][0]), int(walk[0][1])), count=max(1, frames // 200), rng=rng)
+    half, met = frames // 2, 0
+    while len(walk) < half:
+        place = places[met % len(places)]
+        _go(layout, walk, place, pace)
+        met += len(walk) < half
+        turned, side = 0.0, rng.choice([-1, 1])
+        while turned < 2 * np.pi:
+            turn = rng.uniform(0.3, 1) * np.pi
+            _drift(walk, _in_sight(layout, walk[-1][:2], place, NEARBY, rng), side * turn, pace)
+            turned += turn
+    del walk[half:]
     while len(walk) < frames:
-        for place in rng.permutation(len(places)):
+        for place in rng.permutation(min(met, len(places))):
             _go(layout, walk, places[place], pace)
-            _look_around(walk, pace, rng)
+            for _ in range(rng.integers(2, 5)):
+                _drift(walk, _in_sight(layout, walk[-1][:2], places[place], NEARBY, rng), _any_turn(rng), pace)
     return np.array(walk[:frames])
 
 
 def _places_near(
     layout: Layout, cell: tuple[int, int], *, count: int, rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """The start cell and others a few steps away, so that a round fits into the first half."""
+) -> list[tuple[float, float]]:
+    """The middles of the start cell and of others a few steps away."""
     steps = _steps_from(layout, cell)
-    near = [c for c, n in steps.items() if 2 <= n <= 7 and is_clear(layout, c[0] + 0.5, c[1] + 0.5)]
+    near = [c for c, n in steps.items() if 2 <= n <= 5 and is_clear(layout, c[0] + 0.5, c[1] + 0.5)]
     picked = [near[i] for i in rng.permutation(len(near))[: count - 1]]
-    return [cell, *picked]
+    return [(i + 0.5, j + 0.5) for i, j in (cell, *picked)]
 
 
 def _steps_from(layout: Layout, cell: tuple[int, int]) -> dict[tuple[int, int], int]:
@@ -141,8 +153,9 @@ def _steps_from(layout: Layout, cell: tuple[int, int]) -> dict[tuple[int, int], 
     return steps
 
 
-def _go(layout: Layout, walk: list[tuple[float, float, float]], goal: tuple[int, int], pace: Pace) -> None:
-    """Extend `walk` to the middle of `goal`, cell by cell down the breadth-first distance."""
+def _go(layout: Layout, walk: list[tuple[float, float, float]], place: tuple[float, float], pace: Pace) -> None:
+    """Extend `walk` to the cell of `place`, cell by cell down the breadth-first distance."""
+    goal = (int(place[0]), int(place[1]))
     steps = _steps_from(layout, goal)
     cell = (int(walk[-1][0]), int(walk[-1][1]))
     while cell != goal and cell in steps:
@@ -165,26 +178,62 @@ def _walk_to(walk: list[tuple[float, float, float]], target: tuple[float, float]
         walk.append((x + step * (target[0] - x) / away, z + step * (target[1] - z) / away, yaw + turn))
 
 
-def _look_around(walk: list[tuple[float, float, float]], pace: Pace, rng: np.random.Generator) -> None:
-    side, frames = float(rng.choice([-1, 1])), int(rng.integers(6, 16))
-    for _ in range(frames):
-        x, z, yaw = walk[-1]
-        walk.append((x, z, yaw + side * np.radians(pace.turn_degrees)))
+def _drift(walk: list[tuple[float, float, float]], goal: tuple[float, float], turn: float, pace: Pace) -> None:
+    """Extend `walk` straight to `goal` while the camera turns by `turn` radians."""
+    x, z, yaw = walk[-1]
+    away = float(np.hypot(goal[0] - x, goal[1] - z))
+    frames = max(1, int(np.ceil(max(away / pace.distance, abs(turn) / np.radians(pace.turn_degrees)))))
+    shares = np.arange(1, frames + 1) / frames
+    walk += [(x + s * (goal[0] - x), z + s * (goal[1] - z), yaw + s * turn) for s in shares]
+
+
+def _any_turn(rng: np.random.Generator) -> float:
+    return float(rng.uniform(-np.pi, np.pi) * rng.choice([0.3, 1.0]))
 
 
 def _wrap(angle: float) -> float:
     return float((angle + np.pi) % (2 * np.pi) - np.pi)
 
 
+def patrol(layout: Layout, frames: int, pace: Pace, seed: int) -> Floats:
+    """Criss-cross a small area, looking where chance will have it: the same surfaces from ever new places [frames, 3].
+
+    Unlike in the other walks the camera looks independently of where it goes: it strafes and backs up.
+    """
+    rng = np.random.default_rng([0x9A7, seed])
+    walk = [_start(layout, rng)]
+    home, reach = walk[0][:2], float(rng.uniform(0.5, 3.0))
+    while len(walk) < frames:
+        _drift(walk, _in_sight(layout, walk[-1][:2], home, reach, rng), _any_turn(rng), pace)
+    return np.array(walk[:frames])
+
+
+def _in_sight(
+    layout: Layout, here: tuple[float, float], home: tuple[float, float], reach: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """A place within `reach` of home to which a straight line leads; `here` when a few tries find none."""
+    for _ in range(12):
+        goal = (home[0] + rng.uniform(-reach, reach), home[1] + rng.uniform(-reach, reach))
+        steps = 1 + int(np.hypot(goal[0] - here[0], goal[1] - here[1]) / CLEARANCE)
+        if all(
+            is_clear(layout, here[0] + share * (goal[0] - here[0]), here[1] + share * (goal[1] - here[1]))
+            for share in np.arange(1, steps + 1) / steps
+        ):
+            return goal
+    return here
+
+
 def training_clip(layout: Layout, frames: int, seed: int) -> Floats:
-    """A short walk at a random pace: wandering, or leaving and coming back."""
+    """A short walk at a random pace: mostly one that sees the same surfaces again from elsewhere."""
     rng = np.random.default_rng([0x7C11, seed])
-    pace = Pace(turn_degrees=float(rng.uniform(2, 9)), distance=float(rng.uniform(0.03, 0.15)))
+    pace = Pace(turn_degrees=float(rng.uniform(2, 13)), distance=float(rng.uniform(0.03, 0.25)))
     kind = rng.random()
-    if kind < 0.3:
-        return wander(layout, frames, pace, seed)
-    if kind < 0.5:
+    if kind < 0.45:
+        return patrol(layout, frames, pace, seed)
+    if kind < 0.60:
         return roam(layout, frames, pace, seed)
+    if kind < 0.75:
+        return wander(layout, frames, pace, seed)
     # Out, back, and out again: what was seen early is seen again at every distance in time.
     out = wander(layout, int(rng.integers(frames // 6, max(frames - 6, frames // 6 + 1))), pace, seed)
     return np.concatenate([out, out[::-1], out, out[::-1], out, out[::-1]])[:frames]

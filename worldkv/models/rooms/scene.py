@@ -104,18 +104,18 @@ class Scene:
         return torch.cat(colours).numpy(), torch.cat(depths)
 
     def revisits(
-        self, trajectory: Trajectory, depth_FHW: Tensor, *, chunk: int, recent_chunks: int
+        self, trajectory: Trajectory, depth_FHW: Tensor, *, chunk: int, recent_chunks: int, given: int | None = None
     ) -> NDArray[np.bool_]:
         """Which frames show, in at least REVISIT_SHARE of their pixels, surface seen before the recent window.
 
-        A frame counts as seen before when its chunk (of `chunk` frames) is older than the frame's own chunk and
-        the `recent_chunks` before that. The sky counts as a surface, infinitely far.
+        Seen are those of the first `given` frames (default: of all) whose chunk (of `chunk` frames) is older than the
+        frame's own chunk and the `recent_chunks` before that. The sky counts as a surface, infinitely far.
         """
         c2w = torch.from_numpy(trajectory.c2w_F44.astype(np.float32)).to(self.device)
         nearest, farthest = _depth_range(depth_FHW)
         flags = np.zeros(len(c2w), bool)
         for frame in range(len(c2w)):
-            seen = max(0, frame // chunk - recent_chunks) * chunk
+            seen = min(len(c2w) if given is None else given, max(0, frame // chunk - recent_chunks) * chunk)
             if seen:
                 points = self._probe(c2w[frame], depth_FHW[frame])
                 shown = self._shown(points, c2w[:seen], nearest[:seen], farthest[:seen])

@@ -6,7 +6,8 @@ causal history of 48 frames, and every policy is applied to it at inference.
 
 Runs in pieces: it stops after --stop-minutes and continues from --checkpoint until --total-minutes are used up; the
 learning rate decays to zero over the last part of that total. Worlds are drawn and walked by worker processes and
-rendered on the device.
+rendered on the device. On several GPUs of one machine, `torchrun --nproc-per-node N -m worldkv.models.rooms.train`
+shares each batch out among them.
 
 Shapes: B clips, F video frames, C chunks, T tokens.
 """
@@ -15,26 +16,30 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn import functional as fn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from worldkv.models.rooms import layout, paths, weights
-from worldkv.models.rooms.network import RoomsNetwork, Shape
+from worldkv.models.rooms.network import LOG_DEPTH_RANGE, RoomsNetwork, Shape, quarters
 from worldkv.models.rooms.render import View, compile_parts, render
 from worldkv.window import rotary
 
 # Worlds of training and validation, and of every benchmark (seeds below TRAIN_SEED), never meet.
 TRAIN_SEED = 10**9
 VALIDATION_SEED = layout.UNTRAINED_SEEDS
+VALIDATION_CLIPS = 32
 WARMUP_STEPS = 200
 # Drawing and rendering a batch costs a third of a step; noise differs between its two uses.
 UPDATES_PER_BATCH = 2
@@ -43,6 +48,13 @@ NOISE_SHIFT = 3.0  # more training near pure noise, where memory alone decides t
 AVERAGE_RATE = 0.003  # of the weights' moving average, per step
 HISTORY_NOISE_SHARE = 0.15
 HISTORY_NOISE = 0.15  # at most; a little noise in some histories makes the model forgive its own mistakes
+# In these clips every other chunk of the history, by chance, looks as if a model had drawn it; the target does not.
+WORN_CLIPS, WORN_CHUNKS = 0.5, 0.5
+DEPTH_WEIGHT = 0.05  # of the guessed depths' error: enough to teach them, well below the picture's
+
+
+Walk = Callable[[layout.Layout, int, int], np.ndarray]
+"""(layout, frames, seed) -> planar states [frames, 3]"""
 
 
 @dataclass(frozen=True)
@@ -57,24 +69,32 @@ class Settings:
 
 
 class Clips(IterableDataset[dict[str, Tensor]]):
-    """Endless batches of layouts and camera poses; worker w of n yields batches w, w + n, ..."""
+    """Endless batches of layouts and camera poses, dealt out to loader workers in turn."""
 
-    def __init__(self, first_seed: int, batch: int, frames: int, skip: int = 0) -> None:
-        self.first_seed, self.batch, self.frames, self.skip = first_seed, batch, frames, skip
+    def __init__(
+        self, first_seed: int, batch: int, frames: int, skip: int = 0, stride: int = 1, walk: Walk = paths.training_clip
+    ) -> None:
+        """Batches skip, skip + stride, ... of the endless row, walked by `walk`."""
+        self.first_seed, self.batch, self.frames, self.skip, self.stride, self.walk = (
+            first_seed,
+            batch,
+            frames,
+            skip,
+            stride,
+            walk,
+        )
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = get_worker_info()
-        number, step = (info.id, info.num_workers) if info else (0, 1)
-        number += self.skip
-        while True:
-            yield self.make(number)
-            number += step
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for turn in itertools.count(worker, workers):
+            yield self.make(self.skip + turn * self.stride)
 
     def make(self, number: int) -> dict[str, Tensor]:
         """Batch `number`: the fields of `layout.stack` and the poses `c2w_BF44`."""
         seeds = range(self.first_seed + number * self.batch, self.first_seed + (number + 1) * self.batch)
         worlds = [layout.draw(seed) for seed in seeds]
-        walks = [paths.training_clip(w, self.frames, seed) for w, seed in zip(worlds, seeds, strict=True)]
+        walks = [self.walk(w, self.frames, seed) for w, seed in zip(worlds, seeds, strict=True)]
         batch = {name: torch.from_numpy(value) for name, value in layout.stack(worlds).items()}
         return batch | {"c2w_BF44": torch.from_numpy(paths.to_poses(np.stack(walks)))}
 
@@ -96,6 +116,35 @@ def first_frame_poses(c2w_BF44: Tensor, generator: torch.Generator | None) -> Te
     relative[..., 0, 3] += offset[:, :1]
     relative[..., 2, 3] += offset[:, 1:]
     return relative
+
+
+def worn(clean_BFCHW: Tensor, per_chunk: int, generator: torch.Generator) -> Tensor:
+    """Some chunks of some clips with the faults of generated ones: blurred, tinted and a little out of place.
+
+    Not told which, the model learns to trust the views that agree, and its own mistakes stay small over a rollout.
+    """
+    B, F, C, H, W = clean_BFCHW.shape
+    chunks, device = F // per_chunk, clean_BFCHW.device
+    flat = clean_BFCHW.flatten(0, 1)
+
+    def per_frame(values_BC: Tensor) -> Tensor:
+        return values_BC.reshape(B * chunks, *values_BC.shape[2:]).repeat_interleave(per_chunk, 0)
+
+    fault = torch.randn(B, chunks, 3, device=device, generator=generator) * 0.03
+    zoom, across, down = per_frame(fault).unbind(-1)
+    zero = torch.zeros_like(zoom)
+    placed = torch.stack([torch.stack([1 + zoom, zero, across], -1), torch.stack([zero, 1 + zoom, down], -1)], -2)
+    moved = fn.grid_sample(
+        flat, fn.affine_grid(placed, [B * F, C, H, W], align_corners=False), padding_mode="border", align_corners=False
+    )
+    low = fn.interpolate(fn.avg_pool2d(moved, 5), size=(H, W), mode="bilinear")
+    strength = per_frame(torch.rand(B, chunks, 2, device=device, generator=generator) ** 2)[..., None, None, None]
+    tint = per_frame(torch.randn(B, chunks, C, 4, 4, device=device, generator=generator) * 0.15)
+    tint = fn.interpolate(tint, size=(H, W), mode="bilinear")
+    faulty = torch.lerp(moved, low, strength[:, 0]) + tint * strength[:, 1]
+    drawn = torch.rand(B, chunks + 1, device=device, generator=generator)
+    chosen = (drawn[:, :1] < WORN_CLIPS) & (drawn[:, 1:] < WORN_CHUNKS)
+    return torch.where(per_frame(chosen)[:, None, None, None], faulty, flat).view_as(clean_BFCHW)
 
 
 def teacher_forcing_mask(shape: Shape, device: torch.device) -> BlockMask:
@@ -135,11 +184,14 @@ class Trainer:
                 block.compile()
 
     @torch.no_grad()
-    def frames(self, batch: dict[str, Tensor]) -> Tensor:
-        """Clean pixels [B, F, 3, R, C] in [-1, 1]."""
+    def frames(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Clean pixels [B, F, 3, R, C] in [-1, 1] and log depths [B, T, Q] of the quarters of every token."""
         world = {name: value for name, value in batch.items() if name != "c2w_BF44"}
-        colour, _ = render(world, batch["c2w_BF44"], self.view)
-        return colour.permute(0, 1, 4, 2, 3).clamp(0, 1) * 2 - 1
+        colour, depth = render(world, batch["c2w_BF44"], self.view)
+        quarter = self.shape.patch // 2
+        middles = depth[..., quarter // 2 :: quarter, quarter // 2 :: quarter]
+        log_depth = quarters(middles, self.shape.side).flatten(1, 2).log().clamp(*LOG_DEPTH_RANGE)
+        return colour.permute(0, 1, 4, 2, 3).clamp(0, 1) * 2 - 1, log_depth
 
     def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Masked attention over both halves of the sequence."""
@@ -148,15 +200,17 @@ class Trainer:
         attended: Tensor = flex_attention(q, k, v, block_mask=self.mask)
         return attended.transpose(1, 2)
 
-    def estimate(self, network: RoomsNetwork, pixels: Tensor, noise_BF: Tensor, c2w: Tensor) -> Tensor:
-        """Clean pixels of the noisy half, float32, as `network` sees them."""
+    def estimate(
+        self, network: RoomsNetwork, pixels: Tensor, noise_BF: Tensor, c2w: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Clean pixels of the noisy half, float32, as `network` sees them; log depths of both halves."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            cameras = network.cameras(c2w, tangent=1.0).repeat(1, 1, 2, 1)
-            both: Tensor = network(pixels, noise_BF, cameras, self.attend)
-            return both[:, self.shape.trained_frames :].float()
+            cameras = network.cameras(c2w, tangent=1.0).twice()
+            both, log_depths = network(pixels, noise_BF, cameras, self.attend)
+            return both[:, self.shape.trained_frames :].float(), log_depths
 
-    def loss(self, clean: Tensor, world_c2w_BF44: Tensor) -> Tensor:
-        """Noise-weighted error of the clean estimate over the noisy half."""
+    def loss(self, clean: Tensor, log_depth: Tensor, world_c2w_BF44: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise-weighted error of the clean estimate over the noisy half; mean error of the log depths of both."""
         B, F = clean.shape[:2]
         uniform = torch.rand(B, F // self.shape.frames_per_chunk, device=self.device, generator=self.generator)
         level = (NOISE_SHIFT * uniform / (1 + (NOISE_SHIFT - 1) * uniform)).repeat_interleave(
@@ -165,19 +219,21 @@ class Trainer:
         chosen = torch.rand(B, 2, device=self.device, generator=self.generator)
         history = torch.where(chosen[:, :1] < HISTORY_NOISE_SHARE, chosen[:, 1:] * HISTORY_NOISE, 0.0).expand(B, F)
         noise_B2F = torch.cat([history, level], 1)
-        x = torch.cat([clean, clean], 1)
+        x = torch.cat([worn(clean, self.shape.frames_per_chunk, self.generator), clean], 1)
         gaussian = torch.randn(x.shape, device=self.device, generator=self.generator)
         mix = noise_B2F[..., None, None, None]
         c2w = first_frame_poses(world_c2w_BF44, self.generator)
-        estimate = self.estimate(self.network, (1 - mix) * x + mix * gaussian, noise_B2F, c2w)
+        estimate, guesses = self.estimate(self.network, (1 - mix) * x + mix * gaussian, noise_B2F, c2w)
         error = (estimate - clean).square().mean((2, 3, 4))
-        return (error / (level + 0.1)).mean()
+        off = torch.stack([fn.l1_loss(guess, log_depth.repeat(1, 2, 1)) for guess in guesses])
+        return (error / (level + 0.1)).mean(), off.mean()
 
-    def update(self, clean: Tensor, c2w_BF44: Tensor, progress: float) -> Tensor:
-        """One optimiser step at `progress` in [0, 1] of the run; returns the loss (on the device)."""
+    def update(self, clean: Tensor, log_depth: Tensor, c2w_BF44: Tensor, progress: float) -> Tensor:
+        """One optimiser step at `progress` in [0, 1] of the run; returns both losses, on the device."""
         rate = min(1.0, (self.step + 1) / WARMUP_STEPS) * min(1.0, max(0.0, 1 - progress) / DECAY_SHARE)
-        loss = self.loss(clean, c2w_BF44)
-        loss.backward()  # type: ignore[no-untyped-call]
+        picture, depth = self.loss(clean, log_depth, c2w_BF44)
+        (picture + DEPTH_WEIGHT * depth).backward()  # type: ignore[no-untyped-call]
+        self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -187,17 +243,28 @@ class Trainer:
         self.step += 1
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), AVERAGE_RATE)
-        return loss.detach()
+        return torch.stack([picture, depth]).detach()
+
+    @torch.no_grad()
+    def _share_gradients(self) -> None:
+        """The mean over all processes, each of which has its own part of the batch."""
+        if not distributed.is_initialized():
+            return
+        grads = [p.grad for p in self.network.parameters() if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        distributed.all_reduce(flat, op=distributed.ReduceOp.AVG)
+        parts = torch.split(flat, [grad.numel() for grad in grads])
+        torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor]) -> float:
         """PSNR in dB over held-out clips of one step from pure noise, second half of each clip, averaged weights."""
-        clean = self.frames(batch)
+        clean, _ = self.frames(batch)
         gaussian = torch.randn(clean.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(1))
         B, F = clean.shape[:2]
         level = torch.cat([torch.zeros(B, F), torch.ones(B, F)], 1).to(self.device)
         c2w = first_frame_poses(batch["c2w_BF44"], None)
-        estimate = self.estimate(self.averaged, torch.cat([clean, gaussian], 1), level, c2w)
+        estimate, _ = self.estimate(self.averaged, torch.cat([clean, gaussian], 1), level, c2w)
         error = (estimate - clean)[:, F // 2 :].square().mean((1, 2, 3, 4)) / 4
         return float((-10 * torch.log10(error)).mean())
 
@@ -246,46 +313,92 @@ def _optimisers(network: RoomsNetwork, settings: Settings) -> list[torch.optim.O
     return [muon, adam]
 
 
+def held_out(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """Clips to validate on: going and coming back the same way, and seeing the same room from elsewhere."""
+    frames, pace = trainer.shape.trained_frames, paths.Pace()
+
+    def returning(world: layout.Layout, frames: int, seed: int) -> np.ndarray:
+        return paths.back(world, frames, pace, seed)
+
+    def patrolling(world: layout.Layout, frames: int, seed: int) -> np.ndarray:
+        return paths.patrol(world, frames, pace, seed)
+
+    clips = {"back": returning, "patrol": patrolling}
+    return {
+        name: _to(Clips(VALIDATION_SEED, VALIDATION_CLIPS, frames, walk=walk).make(0), trainer.device)
+        for name, walk in clips.items()
+    }
+
+
 def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> None:
     """Train until the piece or the whole run is over; one JSON line of figures every 200 steps."""
     settings, shape = trainer.settings, trainer.shape
-    clips = Clips(TRAIN_SEED, settings.batch, shape.trained_frames, skip=trainer.step + 7919 * settings.seed)
+    rank, processes = _rank()
+    clips = Clips(
+        TRAIN_SEED,
+        settings.batch // processes,
+        shape.trained_frames,
+        skip=(trainer.step + 7919 * settings.seed) * processes + rank,
+        stride=processes,
+    )
     loader = DataLoader(
         clips, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None, pin_memory=True
     )
-    held_out = _to(Clips(VALIDATION_SEED, settings.batch, shape.trained_frames).make(0), trainer.device)
+    validation = held_out(trainer)
     started, before, total = time.monotonic(), trainer.seconds, settings.total_minutes * 60
     losses: list[Tensor] = []
     waited, mark = 0.0, time.monotonic()
     for batch in loader:
         waited += time.monotonic() - mark
-        trainer.seconds = before + time.monotonic() - started
+        trainer.seconds = _agreed(before + time.monotonic() - started, trainer.device)
         if trainer.seconds >= total or trainer.seconds - before >= stop_minutes * 60:
             break
         batch = _to(batch, trainer.device)
-        clean = trainer.frames(batch)
+        clean, log_depth = trainer.frames(batch)
         for _ in range(UPDATES_PER_BATCH):
-            losses.append(trainer.update(clean, batch["c2w_BF44"], trainer.seconds / total))
-        if trainer.step % 200 == 0:
+            losses.append(trainer.update(clean, log_depth, batch["c2w_BF44"], trainer.seconds / total))
+        if trainer.step % 200 == 0 and rank == 0:
+            picture, depth = torch.stack(losses).mean(0).tolist()
             line = {
                 "step": trainer.step,
                 "seconds": round(trainer.seconds, 1),
-                "loss": round(float(torch.stack(losses).mean()), 5),
+                "loss": round(picture, 5),
+                "log_depth_error": round(depth, 4),
                 "loader_wait_ms": round(1000 * waited / len(losses), 1),
             }
             if trainer.step % 1000 == 0:
-                line["validation_psnr_db"] = round(trainer.validate(held_out), 2)
+                line |= _validated(trainer, validation)
             losses.clear()
             waited = 0.0
-            print(json.dumps(line), flush=True)
-            with log.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            _write_line(line, log)
         mark = time.monotonic()
-    last = {"step": trainer.step, "seconds": round(trainer.seconds, 1)}
-    last["validation_psnr_db"] = round(trainer.validate(held_out), 2)
-    print(json.dumps(last), flush=True)
+    if rank == 0:
+        last = {"step": trainer.step, "seconds": round(trainer.seconds, 1)}
+        _write_line(last | _validated(trainer, validation), log)
+
+
+def _validated(trainer: Trainer, validation: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+    return {f"{name}_psnr_db": round(trainer.validate(clips), 2) for name, clips in validation.items()}
+
+
+def _write_line(line: dict[str, float], log: Path) -> None:
+    print(json.dumps(line), flush=True)
     with log.open("a") as file:
-        file.write(json.dumps(last) + "\n")
+        file.write(json.dumps(line) + "\n")
+
+
+def _rank() -> tuple[int, int]:
+    """This process' number and how many there are."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def _agreed(seconds: float, device: torch.device) -> float:
+    """The first process' clock, so that all stop at the same step."""
+    if not distributed.is_initialized():
+        return seconds
+    clock = torch.tensor(seconds, dtype=torch.float64, device=device)
+    distributed.broadcast(clock, 0)
+    return float(clock)
 
 
 def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -311,7 +424,16 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.set_float32_matmul_precision("high")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "RANK" in os.environ:
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    rank, processes = _rank()
+    if given.batch % processes:
+        parser.error(f"--batch {given.batch} does not divide among {processes} processes")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     settings = Settings(given.total_minutes, given.batch, given.muon_rate, given.adam_rate, given.seed)
     trainer = Trainer(settings, Shape(), device)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -320,11 +442,17 @@ def main() -> None:
         trainer.load(checkpoint)
     elif given.start_from is not None:
         trainer.start_from(given.start_from)
-    count = sum(p.numel() for p in trainer.network.parameters())
-    print(f"{count / 1e6:.2f} M parameters, step {trainer.step}, {trainer.seconds:.0f} s done", flush=True)
+    # Every process draws its own noise.
+    trainer.generator.manual_seed(settings.seed + trainer.step + 10**6 * rank)
+    if rank == 0:
+        count = sum(p.numel() for p in trainer.network.parameters())
+        print(f"{count / 1e6:.2f} M parameters, step {trainer.step}, {trainer.seconds:.0f} s done", flush=True)
     train(trainer, given.stop_minutes, given.workers, given.out / "train_log.jsonl")
-    trainer.save(checkpoint)
-    weights.save(trainer.averaged, given.out / "weights", tangent=1.0)
+    if rank == 0:
+        trainer.save(checkpoint)
+        weights.save(trainer.averaged, given.out / "weights", tangent=1.0)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
