@@ -17,6 +17,8 @@ from worldkv.models.rooms.layout import FREE, GRID, WALL, Layout
 
 # Nearer than this the image is one flat colour, which nobody can tell from another.
 CLEARANCE = 0.32
+# A straight way is tried every so many cells.
+WAY_STEP = 0.03
 # How far from a place, in cells, `roam` strays when it comes back to it.
 NEARBY = 0.9
 Floats = NDArray[np.float64]
@@ -43,14 +45,19 @@ def to_poses(walk_F3: Floats) -> NDArray[np.float32]:
 
 def is_clear(layout: Layout, x: float, z: float) -> bool:
     """Whether the camera may stand at (x, z): inside the world, away from walls and objects."""
-    if not (1 <= x <= GRID - 1 and 1 <= z <= GRID - 1):
+    return bool(_clear(layout, np.array([x]), np.array([z])))
+
+
+def _clear(layout: Layout, x_N: Floats, z_N: Floats, clearance: float = CLEARANCE) -> bool:
+    """Whether the camera may stand at all of the places."""
+    if not (np.all((x_N >= 1) & (x_N <= GRID - 1)) and np.all((z_N >= 1) & (z_N <= GRID - 1))):
         return False
-    for dx in (-CLEARANCE, 0.0, CLEARANCE):
-        for dz in (-CLEARANCE, 0.0, CLEARANCE):
-            if layout.cells_GG[int(x + dx), int(z + dz)] == WALL:
-                return False
+    around = np.array([-clearance, 0.0, clearance])
+    i, j = (x_N[:, None, None] + around[:, None]).astype(int), (z_N[:, None, None] + around).astype(int)
+    if (layout.cells_GG[i, j] == WALL).any():
+        return False
     thing = layout.object_xzrh_K4
-    gap = np.hypot(thing[:, 0] - x, thing[:, 1] - z) - thing[:, 2]
+    gap = np.hypot(thing[:, 0] - x_N[:, None], thing[:, 1] - z_N[:, None]) - thing[:, 2]
     return bool(np.all((gap > 0.2) | (thing[:, 2] == 0)))
 
 
@@ -115,7 +122,7 @@ def roam(layout: Layout, frames: int, pace: Pace, seed: int) -> Floats:
     while len(walk) < half:
         place = places[met % len(places)]
         _go(layout, walk, place, pace)
-        met += len(walk) < half
+        met += 1
         turned, side = 0.0, rng.choice([-1, 1])
         while turned < 2 * np.pi:
             turn = rng.uniform(0.3, 1) * np.pi
@@ -123,7 +130,7 @@ def roam(layout: Layout, frames: int, pace: Pace, seed: int) -> Floats:
             turned += turn
     del walk[half:]
     while len(walk) < frames:
-        for place in rng.permutation(min(met, len(places))):
+        for place in rng.permutation(max(1, min(met, len(places)))):
             _go(layout, walk, places[place], pace)
             for _ in range(rng.integers(2, 5)):
                 _drift(walk, _in_sight(layout, walk[-1][:2], places[place], NEARBY, rng), _any_turn(rng), pace)
@@ -214,11 +221,11 @@ def _in_sight(
     """A place within `reach` of home to which a straight line leads; `here` when a few tries find none."""
     for _ in range(12):
         goal = (home[0] + rng.uniform(-reach, reach), home[1] + rng.uniform(-reach, reach))
-        steps = 1 + int(np.hypot(goal[0] - here[0], goal[1] - here[1]) / CLEARANCE)
-        if all(
-            is_clear(layout, here[0] + share * (goal[0] - here[0]), here[1] + share * (goal[1] - here[1]))
-            for share in np.arange(1, steps + 1) / steps
-        ):
+        away = float(np.hypot(goal[0] - here[0], goal[1] - here[1]))
+        share_N = np.linspace(0, 1, 2 + int(away / WAY_STEP))
+        x_N, z_N = (here[axis] + share_N * (goal[axis] - here[axis]) for axis in (0, 1))
+        # Between two places tried it may come a little nearer to a corner.
+        if _clear(layout, x_N[1:], z_N[1:], CLEARANCE + WAY_STEP):
             return goal
     return here
 

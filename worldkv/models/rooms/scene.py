@@ -30,7 +30,7 @@ REVISIT_SHARE = 0.95
 # Directions tried at each free cell when a foreign trajectory looks for a place to begin.
 START_HEADINGS = 8
 LEVEL_TOLERANCE = 1e-3
-RENDER_BATCH = 32
+RENDER_BATCH = {"cpu": 32, "cuda": 192}  # frames at once: what caches like here, what fills a GPU there
 
 
 class Scene:
@@ -97,7 +97,7 @@ class Scene:
         """True frames [F, H, W, 3] uint8 and depth [F, H, W] on the scene's device."""
         c2w = torch.from_numpy(trajectory.c2w_F44.astype(np.float32)).to(self.device)
         colours, depths = [], []
-        for part in torch.split(c2w, RENDER_BATCH):
+        for part in torch.split(c2w, RENDER_BATCH[self.device.type]):
             colour, depth = render(self._world, part[None], self.view)
             colours.append((colour[0].clamp(0, 1) * 255).round().to(torch.uint8).cpu())
             depths.append(depth[0])
@@ -113,14 +113,16 @@ class Scene:
         """
         c2w = torch.from_numpy(trajectory.c2w_F44.astype(np.float32)).to(self.device)
         nearest, farthest = _depth_range(depth_FHW)
-        flags = np.zeros(len(c2w), bool)
-        for frame in range(len(c2w)):
-            seen = min(len(c2w) if given is None else given, max(0, frame // chunk - recent_chunks) * chunk)
-            if seen:
-                points = self._probe(c2w[frame], depth_FHW[frame])
-                shown = self._shown(points, c2w[:seen], nearest[:seen], farthest[:seen])
-                flags[frame] = float(shown.float().mean()) >= REVISIT_SHARE
-        return flags
+        shares = torch.zeros(len(c2w), device=self.device)
+        for start in range(0, len(c2w), chunk):
+            seen = min(len(c2w) if given is None else given, (start // chunk - recent_chunks) * chunk)
+            if seen > 0:
+                probes = [
+                    self._probe(*view) for view in zip(c2w[start:][:chunk], depth_FHW[start:][:chunk], strict=True)
+                ]
+                shown = self._shown(torch.cat(probes), c2w[:seen], nearest[:seen], farthest[:seen])
+                shares[start : start + len(probes)] = shown.view(len(probes), -1).float().mean(1)
+        return (shares >= REVISIT_SHARE).cpu().numpy()
 
     def _probe(self, c2w_44: Tensor, depth_HW: Tensor) -> Tensor:
         """World points [P, 3] behind every PROBE_STRIDE-th pixel; sky lies FAR out."""

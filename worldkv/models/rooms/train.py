@@ -41,15 +41,17 @@ TRAIN_SEED = 10**9
 VALIDATION_SEED = layout.UNTRAINED_SEEDS
 VALIDATION_CLIPS = 32
 WARMUP_STEPS = 200
-# Drawing and rendering a batch costs a third of a step; noise differs between its two uses.
+# Drawing and rendering a batch costs a third of a step; its second use has the first one's estimates for a history.
 UPDATES_PER_BATCH = 2
 DECAY_SHARE = 0.5  # the last part of the run, over which the learning rate falls to zero
 NOISE_SHIFT = 3.0  # more training near pure noise, where memory alone decides the picture
 AVERAGE_RATE = 0.003  # of the weights' moving average, per step
 HISTORY_NOISE_SHARE = 0.15
 HISTORY_NOISE = 0.15  # at most; a little noise in some histories makes the model forgive its own mistakes
-# In these clips every other chunk of the history, by chance, looks as if a model had drawn it; the target does not.
-WORN_CLIPS, WORN_CHUNKS = 0.5, 0.5
+# In these clips every other chunk of the history, by chance, is one that a model drew; the target never is.
+DRAWN_CLIPS, DRAWN_CHUNKS = 0.5, 0.5
+# Half of the clips are slowed down, by up to this much: a history up to so many times as long stays readable.
+SLOWEST = 2.0
 DEPTH_WEIGHT = 0.05  # of the guessed depths' error: enough to teach them, well below the picture's
 
 
@@ -118,33 +120,15 @@ def first_frame_poses(c2w_BF44: Tensor, generator: torch.Generator | None) -> Te
     return relative
 
 
-def worn(clean_BFCHW: Tensor, per_chunk: int, generator: torch.Generator) -> Tensor:
-    """Some chunks of some clips with the faults of generated ones: blurred, tinted and a little out of place.
+def history_of(clean_BFCHW: Tensor, drawn_BFCHW: Tensor, per_chunk: int, generator: torch.Generator) -> Tensor:
+    """The clean clip with some chunks of some clips replaced by what the model drew of them.
 
-    Not told which, the model learns to trust the views that agree, and its own mistakes stay small over a rollout.
+    Not told which, it learns to trust the views that agree, and its own mistakes stay small over a rollout.
     """
-    B, F, C, H, W = clean_BFCHW.shape
-    chunks, device = F // per_chunk, clean_BFCHW.device
-    flat = clean_BFCHW.flatten(0, 1)
-
-    def per_frame(values_BC: Tensor) -> Tensor:
-        return values_BC.reshape(B * chunks, *values_BC.shape[2:]).repeat_interleave(per_chunk, 0)
-
-    fault = torch.randn(B, chunks, 3, device=device, generator=generator) * 0.03
-    zoom, across, down = per_frame(fault).unbind(-1)
-    zero = torch.zeros_like(zoom)
-    placed = torch.stack([torch.stack([1 + zoom, zero, across], -1), torch.stack([zero, 1 + zoom, down], -1)], -2)
-    moved = fn.grid_sample(
-        flat, fn.affine_grid(placed, [B * F, C, H, W], align_corners=False), padding_mode="border", align_corners=False
-    )
-    low = fn.interpolate(fn.avg_pool2d(moved, 5), size=(H, W), mode="bilinear")
-    strength = per_frame(torch.rand(B, chunks, 2, device=device, generator=generator) ** 2)[..., None, None, None]
-    tint = per_frame(torch.randn(B, chunks, C, 4, 4, device=device, generator=generator) * 0.15)
-    tint = fn.interpolate(tint, size=(H, W), mode="bilinear")
-    faulty = torch.lerp(moved, low, strength[:, 0]) + tint * strength[:, 1]
-    drawn = torch.rand(B, chunks + 1, device=device, generator=generator)
-    chosen = (drawn[:, :1] < WORN_CLIPS) & (drawn[:, 1:] < WORN_CHUNKS)
-    return torch.where(per_frame(chosen)[:, None, None, None], faulty, flat).view_as(clean_BFCHW)
+    B, F = clean_BFCHW.shape[:2]
+    chance = torch.rand(B, 1 + F // per_chunk, device=clean_BFCHW.device, generator=generator)
+    chosen = (chance[:, :1] < DRAWN_CLIPS) & (chance[:, 1:] < DRAWN_CHUNKS)
+    return torch.where(chosen.repeat_interleave(per_chunk, 1)[..., None, None, None], drawn_BFCHW, clean_BFCHW)
 
 
 def teacher_forcing_mask(shape: Shape, device: torch.device) -> BlockMask:
@@ -176,8 +160,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.view = View(shape.image, shape.image, shape.image / 2)  # 90 degrees
         self.mask = teacher_forcing_mask(shape, device)
-        ids = rotary.grid_token_ids(shape.trained_frames, shape.side, shape.side, device=device).repeat(2, 1)
-        self.cos, self.sin = rotary.angles(ids, shape.head_dim)
+        self.token_ids_T3 = rotary.grid_token_ids(shape.trained_frames, shape.side, shape.side, device=device)
         if device.type == "cuda":
             compile_parts()
             for block in (*self.network.blocks, *self.averaged.blocks):
@@ -192,6 +175,13 @@ class Trainer:
         middles = depth[..., quarter // 2 :: quarter, quarter // 2 :: quarter]
         log_depth = quarters(middles, self.shape.side).flatten(1, 2).log().clamp(*LOG_DEPTH_RANGE)
         return colour.permute(0, 1, 4, 2, 3).clamp(0, 1) * 2 - 1, log_depth
+
+    def set_pace(self, slowness_B: Tensor) -> None:
+        """Temporal positions of the next forward: each clip's frames lie `slowness_B` apart."""
+        ids_BT3 = self.token_ids_T3.double().repeat(len(slowness_B), 1, 1)
+        ids_BT3[..., 0] *= slowness_B[:, None]
+        cos, sin = rotary.angles(ids_BT3, self.shape.head_dim)
+        self.cos, self.sin = cos.repeat(1, 2, 1), sin.repeat(1, 2, 1)
 
     def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Masked attention over both halves of the sequence."""
@@ -209,29 +199,35 @@ class Trainer:
             both, log_depths = network(pixels, noise_BF, cameras, self.attend)
             return both[:, self.shape.trained_frames :].float(), log_depths
 
-    def loss(self, clean: Tensor, log_depth: Tensor, world_c2w_BF44: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise-weighted error of the clean estimate over the noisy half; mean error of the log depths of both."""
+    def loss(
+        self, clean: Tensor, log_depth: Tensor, world_c2w_BF44: Tensor, drawn: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise-weighted error of the clean estimate over the noisy half; mean error of the log depths of both; the
+        estimate. `drawn` are earlier estimates of the same pixels, for some of the history."""
         B, F = clean.shape[:2]
-        uniform = torch.rand(B, F // self.shape.frames_per_chunk, device=self.device, generator=self.generator)
-        level = (NOISE_SHIFT * uniform / (1 + (NOISE_SHIFT - 1) * uniform)).repeat_interleave(
-            self.shape.frames_per_chunk, 1
-        )
-        chosen = torch.rand(B, 2, device=self.device, generator=self.generator)
-        history = torch.where(chosen[:, :1] < HISTORY_NOISE_SHARE, chosen[:, 1:] * HISTORY_NOISE, 0.0).expand(B, F)
+        per_chunk = self.shape.frames_per_chunk
+        uniform = torch.rand(B, F // per_chunk, device=self.device, generator=self.generator)
+        level = (NOISE_SHIFT * uniform / (1 + (NOISE_SHIFT - 1) * uniform)).repeat_interleave(per_chunk, 1)
+        chosen = torch.rand(B, 4, device=self.device, generator=self.generator)
+        history = torch.where(chosen[:, :1] < HISTORY_NOISE_SHARE, chosen[:, 1:2] * HISTORY_NOISE, 0.0).expand(B, F)
+        self.set_pace(torch.where(chosen[:, 2] < 0.5, 1.0, 1 + chosen[:, 3] * (SLOWEST - 1)))
         noise_B2F = torch.cat([history, level], 1)
-        x = torch.cat([worn(clean, self.shape.frames_per_chunk, self.generator), clean], 1)
+        past = clean if drawn is None else history_of(clean, drawn, per_chunk, self.generator)
+        x = torch.cat([past, clean], 1)
         gaussian = torch.randn(x.shape, device=self.device, generator=self.generator)
         mix = noise_B2F[..., None, None, None]
         c2w = first_frame_poses(world_c2w_BF44, self.generator)
         estimate, guesses = self.estimate(self.network, (1 - mix) * x + mix * gaussian, noise_B2F, c2w)
         error = (estimate - clean).square().mean((2, 3, 4))
         off = torch.stack([fn.l1_loss(guess, log_depth.repeat(1, 2, 1)) for guess in guesses])
-        return (error / (level + 0.1)).mean(), off.mean()
+        return (error / (level + 0.1)).mean(), off.mean(), estimate.detach().clamp(-1, 1)
 
-    def update(self, clean: Tensor, log_depth: Tensor, c2w_BF44: Tensor, progress: float) -> Tensor:
-        """One optimiser step at `progress` in [0, 1] of the run; returns both losses, on the device."""
+    def update(
+        self, clean: Tensor, log_depth: Tensor, c2w_BF44: Tensor, progress: float, drawn: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One optimiser step at `progress` in [0, 1] of the run; returns both losses and the estimate of `loss`."""
         rate = min(1.0, (self.step + 1) / WARMUP_STEPS) * min(1.0, max(0.0, 1 - progress) / DECAY_SHARE)
-        picture, depth = self.loss(clean, log_depth, c2w_BF44)
+        picture, depth, estimate = self.loss(clean, log_depth, c2w_BF44, drawn)
         (picture + DEPTH_WEIGHT * depth).backward()  # type: ignore[no-untyped-call]
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -243,7 +239,7 @@ class Trainer:
         self.step += 1
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), AVERAGE_RATE)
-        return torch.stack([picture, depth]).detach()
+        return torch.stack([picture, depth]).detach(), estimate
 
     @torch.no_grad()
     def _share_gradients(self) -> None:
@@ -264,6 +260,7 @@ class Trainer:
         B, F = clean.shape[:2]
         level = torch.cat([torch.zeros(B, F), torch.ones(B, F)], 1).to(self.device)
         c2w = first_frame_poses(batch["c2w_BF44"], None)
+        self.set_pace(torch.ones(B, device=self.device))
         estimate, _ = self.estimate(self.averaged, torch.cat([clean, gaussian], 1), level, c2w)
         error = (estimate - clean)[:, F // 2 :].square().mean((1, 2, 3, 4)) / 4
         return float((-10 * torch.log10(error)).mean())
@@ -355,8 +352,10 @@ def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> Non
             break
         batch = _to(batch, trainer.device)
         clean, log_depth = trainer.frames(batch)
+        drawn = None
         for _ in range(UPDATES_PER_BATCH):
-            losses.append(trainer.update(clean, log_depth, batch["c2w_BF44"], trainer.seconds / total))
+            loss, drawn = trainer.update(clean, log_depth, batch["c2w_BF44"], trainer.seconds / total, drawn)
+            losses.append(loss)
         if trainer.step % 200 == 0 and rank == 0:
             picture, depth = torch.stack(losses).mean(0).tolist()
             line = {
