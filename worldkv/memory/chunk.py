@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldkv.errors import ChunkCorrupt
-from worldkv.memory.codec import CODECS, Encoded
+from worldkv.memory.codec import CODECS
+from worldkv.memory.encoded import Encoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,10 @@ class KVChunk:
     token_ids_T3: NDArray[np.int16] | None
     """(frame, row, column) of the kept tokens, frames counted from the chunk's first; None: not pruned."""
     encoded: Encoded
+    layer_digests: tuple[bytes, ...]
+    """xxh3-128 of each layer of the payload, so that layers can be read and checked one by one."""
     checksum: str
-    """xxh3-128 of header and payload; `verify` recomputes it."""
+    """xxh3-128 of the header, which holds the layers' digests."""
 
     @property
     def id(self) -> str:
@@ -55,26 +58,26 @@ class KVChunk:
 
     def to(self, device: torch.device) -> KVChunk:
         """The same chunk with its payload on `device`; itself if it is there already."""
-        tensors = {name: tensor.to(device) for name, tensor in self.encoded.tensors.items()}
-        return replace(self, encoded=replace(self.encoded, tensors=tensors))
+        if self.encoded.device == device:
+            return self
+        return replace(self, encoded=self.encoded.over(self.encoded.payload_LN.to(device)))
 
     def load(self, k_LTHD: Tensor, v_LTHD: Tensor) -> None:
         """Decode into the window: un-rotated K and V [L, T, H, D] of any float dtype and device."""
-        here = next(iter(self.encoded.tensors.values())).device
-        chunk = self if here == k_LTHD.device else self.to(k_LTHD.device)
-        CODECS[self.encoded.codec].decode(chunk.encoded, out=(k_LTHD, v_LTHD))
+        CODECS[self.encoded.codec].decode(self.to(k_LTHD.device).encoded, out=(k_LTHD, v_LTHD))
 
     def verify(self) -> None:
         """Raise ChunkCorrupt unless content and checksum agree. Reads the whole payload; waits for its device."""
-        found = _checksum(self)
-        if found != self.checksum:
-            raise ChunkCorrupt(
-                f"chunk {self.index} of tenant {self.tenant}: checksum {self.checksum} expected, {found} found"
-            )
+        found = layer_digests(self.encoded)
+        bad = [layer for layer, (was, now) in enumerate(zip(self.layer_digests, found, strict=False)) if was != now]
+        if bad or len(found) != len(self.layer_digests) or _checksum(self) != self.checksum:
+            what = f"layer {bad[0]}: {self.layer_digests[bad[0]].hex()}" if bad else f"header: {self.checksum}"
+            now = found[bad[0]].hex() if bad else _checksum(self)
+            raise ChunkCorrupt(f"chunk {self.index} of tenant {self.tenant}: {what} expected, {now} found")
 
     def to_bytes(self) -> bytes:
-        """Header and payload as one buffer (msgpack and raw tensors)."""
-        payload = {name: _raw(tensor) for name, tensor in self.encoded.tensors.items()}
+        """Header and payload as one buffer."""
+        payload = self.encoded.payload_LN.cpu().numpy().tobytes()
         return bytes(msgpack.packb({"header": _header(self), "checksum": self.checksum, "payload": payload}))
 
     @classmethod
@@ -82,13 +85,9 @@ class KVChunk:
         """The chunk of `to_bytes`, on the CPU, verified. Raises ChunkCorrupt."""
         try:
             content = msgpack.unpackb(data)
-            header, payload = content["header"], content["payload"]
+            header = content["header"]
             shape = tuple(header["shape"])
-            layout = CODECS[header["codec"]].layout(shape)
-            tensors = {
-                name: torch.frombuffer(bytearray(memoryview(payload[name])), dtype=dtype).reshape(size)
-                for name, (size, dtype) in layout.items()
-            }
+            payload_LN = torch.from_numpy(_array(content["payload"], np.uint8)).view(shape[0], -1)
             ids = header["token_ids"]
             chunk = cls(
                 tenant=header["tenant"],
@@ -96,7 +95,10 @@ class KVChunk:
                 index=header["index"],
                 c2w_F44=_array(header["c2w"], np.float32).reshape(-1, 4, 4),
                 token_ids_T3=None if ids is None else _array(ids, np.int16).reshape(-1, 3),
-                encoded=Encoded(header["codec"], shape, header["dtype"], tensors),
+                encoded=Encoded(
+                    header["codec"], shape, header["dtype"], CODECS[header["codec"]].layout(shape), payload_LN
+                ),
+                layer_digests=tuple(header["layer_digests"]),
                 checksum=content["checksum"],
             )
         except (
@@ -122,8 +124,14 @@ def make_chunk(
     token_ids_T3: NDArray[np.int16] | None = None,
 ) -> KVChunk:
     """A sealed chunk: its checksum is computed here, once. Waits for the payload's device."""
-    draft = KVChunk(tenant, epoch, index, np.ascontiguousarray(c2w_F44, np.float32), token_ids_T3, encoded, "")
+    poses, digests = np.ascontiguousarray(c2w_F44, np.float32), layer_digests(encoded)
+    draft = KVChunk(tenant, epoch, index, poses, token_ids_T3, encoded, digests, "")
     return replace(draft, checksum=_checksum(draft))
+
+
+def layer_digests(encoded: Encoded) -> tuple[bytes, ...]:
+    """xxh3-128 of each layer. Reads the whole payload; waits for its device."""
+    return tuple(xxhash.xxh3_128_digest(layer_N) for layer_N in encoded.payload_LN.cpu().numpy())
 
 
 def _header(chunk: KVChunk) -> dict[str, object]:
@@ -136,20 +144,14 @@ def _header(chunk: KVChunk) -> dict[str, object]:
         "codec": chunk.encoded.codec,
         "shape": list(chunk.encoded.shape),
         "dtype": chunk.encoded.dtype,
+        "layer_digests": list(chunk.layer_digests),
     }
 
 
 def _checksum(chunk: KVChunk) -> str:
-    digest = xxhash.xxh3_128(msgpack.packb(_header(chunk)))
-    for name in sorted(chunk.encoded.tensors):
-        digest.update(_raw(chunk.encoded.tensors[name]))
-    return str(digest.hexdigest())
+    return xxhash.xxh3_128_hexdigest(msgpack.packb(_header(chunk)))
 
 
 def _array(data: bytes, dtype: type[np.generic]) -> NDArray[Any]:
     # A copy: torch warns of arrays that cannot be written to, as views of bytes are.
     return np.frombuffer(data, dtype).copy()
-
-
-def _raw(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -22,14 +22,11 @@ import torch
 from torch import Tensor
 
 from worldkv.errors import ChunkCorrupt, ModelError
+from worldkv.memory.encoded import DTYPES, Encoded, Layout, Shape, Tensors, layer_bytes
 
-Shape = tuple[int, int, int, int]
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
-Tensors = Mapping[str, Tensor]
 # Views to work on: x, its axis that shares a scale, codes, scale, zero; all but codes broadcast to x.
 Group = tuple[Tensor, int, Tensor, Tensor, Tensor]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # A whole chunk of the small world. Half of it would cost 0.5 % of the bfloat16 size for 9 % less key error.
 KEY_GROUP_TOKENS = 192
 # A chunk of a 14B model is 3.8 GB: layers are worked on in runs whose keys take at most this in float32.
@@ -40,35 +37,6 @@ ZERO_REACH = 32000
 ROUND_UP = 1 + 2**-8
 # Scale of an all-zero group: small, but its inverse is still a finite float32.
 TINY_SCALE = 1e-30
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Keys and values of one chunk as named tensors, each with layers as its first axis."""
-
-    codec: str
-    """Name of the codec that wrote it and can read it."""
-    shape: Shape
-    """(L, T, H, D) of the keys, and of the values."""
-    dtype: str
-    """What was encoded, a name in DTYPES; what `decode` returns unless told otherwise."""
-    tensors: Tensors
-    """As `Codec.layout` lists them. Fresh from `encode` they are contiguous and no views of the input."""
-
-    def __post_init__(self) -> None:
-        if len(self.shape) != 4 or min(self.shape) < 1 or self.dtype not in DTYPES:
-            raise ChunkCorrupt(f"a chunk of shape {self.shape} and dtype {self.dtype} cannot exist")
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors, scales and zeros included."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    def layer_range(self, start: int, stop: int) -> "Encoded":
-        """The layers start..stop-1 alone, as views."""
-        run = slice(*slice(start, stop).indices(self.shape[0]))
-        tensors = {name: tensor[run] for name, tensor in self.tensors.items()}
-        return Encoded(self.codec, (run.stop - run.start, *self.shape[1:]), self.dtype, tensors)
 
 
 class Codec(ABC):
@@ -87,7 +55,7 @@ class Codec(ABC):
 
     def nbytes(self, shape: Shape) -> int:
         """Bytes of an encoded chunk of this shape, known before there is one."""
-        return sum(math.prod(size) * dtype.itemsize for size, dtype in self.layout(shape).values())
+        return shape[0] * layer_bytes(self.layout(shape))
 
     def encode(self, k_LTHD: Tensor, v_LTHD: Tensor) -> Encoded:
         """Encode floating keys and values of one device; waits for that device once.
@@ -95,14 +63,13 @@ class Codec(ABC):
         Raises ModelError where they do not match, cannot be stored, or hold a value that is not finite.
         """
         shape = _common_shape(k_LTHD, v_LTHD)
-        layout = self.layout(shape).items()
-        tensors = {name: k_LTHD.new_empty(size, dtype=dtype) for name, (size, dtype) in layout}
-        encoded = Encoded(self.name, shape, str(k_LTHD.dtype).removeprefix("torch."), tensors)
+        dtype = str(k_LTHD.dtype).removeprefix("torch.")
+        encoded = Encoded.empty(self.name, shape, dtype, self.layout(shape), k_LTHD.device)
         for start, stop in _layer_runs(shape):
             part = encoded.layer_range(start, stop).tensors
             self._store(k_LTHD[start:stop].detach(), v_LTHD[start:stop].detach(), part)
         # NaN and infinity of the input reach what is stored as floating point: the values, or their scales.
-        ends = [end for tensor in tensors.values() if tensor.is_floating_point() for end in tensor.aminmax()]
+        ends = [end for tensor in encoded.tensors.values() if tensor.is_floating_point() for end in tensor.aminmax()]
         if not bool(torch.stack(ends).isfinite().all()):
             raise ModelError(f"codec {self.name}: keys or values {shape} hold NaN, infinity or overflow")
         return encoded
@@ -112,14 +79,13 @@ class Codec(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Keys and values [L, T, H, D], new or written into `out` (slices of the window, say); does not wait.
 
-        Raises ChunkCorrupt where the tensors are not those that `layout` promises for the shape.
+        Raises ChunkCorrupt where another codec, or another layout than this one's, wrote them.
         """
-        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in encoded.tensors.items()}
         expected = self.layout(encoded.shape)
-        if encoded.codec != self.name or found != expected:
-            raise ChunkCorrupt(f"codec {self.name}: expected {expected}, found {encoded.codec} {found}")
+        if encoded.codec != self.name or encoded.layout != expected:
+            raise ChunkCorrupt(f"codec {self.name}: expected {expected}, found {encoded.codec} {encoded.layout}")
         if out is None:
-            like, dtype = next(iter(encoded.tensors.values())), dtype or DTYPES[encoded.dtype]
+            like, dtype = encoded.payload_LN, dtype or DTYPES[encoded.dtype]
             out = like.new_empty(encoded.shape, dtype=dtype), like.new_empty(encoded.shape, dtype=dtype)
         for start, stop in _layer_runs(encoded.shape):
             self._load(out[0][start:stop], out[1][start:stop], encoded.layer_range(start, stop).tensors)

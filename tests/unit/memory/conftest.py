@@ -44,11 +44,9 @@ def chunk_of(
 def flip_a_byte(tier: ResidentTier, chunk_id: str) -> None:
     """Damage the chunk in this tier alone: tiers of one device share their tensors."""
     chunk = tier._chunks[chunk_id]
-    name, tensor = next(iter(chunk.encoded.tensors.items()))
-    damaged = tensor.clone()
-    damaged.view(torch.uint8).view(-1)[0] ^= 1
-    tensors = {**chunk.encoded.tensors, name: damaged}
-    tier._chunks[chunk_id] = replace(chunk, encoded=replace(chunk.encoded, tensors=tensors))
+    damaged = chunk.encoded.payload_LN.clone()
+    damaged.view(-1)[0] ^= 1
+    tier._chunks[chunk_id] = replace(chunk, encoded=chunk.encoded.over(damaged))
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,8 @@ class TestSize:
         shape = (2, tokens, 2, 6)
         encoded = CODECS[name].encode(*normal(shape))
         assert encoded.nbytes == CODECS[name].nbytes(shape)
-        assert all(tensor.is_contiguous() for tensor in encoded.tensors.values())
+        assert encoded.payload_LN.is_contiguous()
+        assert {n: (tuple(t.shape), t.dtype) for n, t in encoded.tensors.items()} == CODECS[name].layout(shape)
 
 
 class TestLossless:
@@ -191,16 +192,19 @@ class TestRefusal:
 
     def test_tensors_that_are_not_the_promised_ones(self):
         encoded = CODECS["int4"].encode(*normal((2, 5, 3, 4)))
-        short = dict(encoded.tensors, k_codes=encoded.tensors["k_codes"][:, :4])
+        with pytest.raises(ChunkCorrupt, match="payload of"):
+            encoded.over(encoded.payload_LN[:, :-1])
+        longer = CODECS["int4"].layout((2, 6, 3, 4))
+        other = Encoded.empty("int4", encoded.shape, encoded.dtype, longer, torch.device("cpu"))
         with pytest.raises(ChunkCorrupt, match="k_codes"):
-            CODECS["int4"].decode(Encoded("int4", encoded.shape, encoded.dtype, short))
+            CODECS["int4"].decode(other)
         with pytest.raises(ChunkCorrupt, match="found int4"):
             CODECS["int8"].decode(encoded)
 
     @pytest.mark.parametrize(("shape", "dtype"), [((1, 0, 1, 2), "float32"), ((1, 1, 1, 2), "load")])
     def test_a_header_that_cannot_be(self, shape: tuple[int, int, int, int], dtype: str):
         with pytest.raises(ChunkCorrupt, match="cannot exist"):
-            Encoded("int4", shape, dtype, {})
+            Encoded.empty("int4", shape, dtype, {}, torch.device("cpu"))
 
 
 class TestLayers:

@@ -1,0 +1,72 @@
+"""What the chunk memory asks of a tier: a bounded container of chunks that knows nothing of order, tenants or forks.
+
+Which chunk goes where, what leaves and when is decided by the store; recency, references and pins are its books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from worldkv.memory.chunk import KVChunk
+
+
+class Tier(Protocol):
+    """One place for chunks: a device's memory, the host's, a disk, a durable store."""
+
+    @property
+    def name(self) -> str:
+        """As the configuration calls it; a label of metrics."""
+        ...
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Never passed, not even while a chunk is being written."""
+        ...
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes held, as `cost_bytes` counts them, those of chunks on their way in included."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, chunk_id: str) -> bool:
+        """Whether the chunk is here, complete."""
+        ...
+
+    def ids(self) -> Iterator[str]:
+        """Ids of the chunks that are here; what is found at start-up in order of their last write."""
+        ...
+
+    def cost_bytes(self, chunk: KVChunk) -> int:
+        """Bytes of capacity that the chunk would take here: slots and files are larger than payloads."""
+        ...
+
+    def put(self, chunk: KVChunk) -> None:
+        """Copy the chunk here; when this returns it is complete, and durable where the tier is.
+
+        A chunk that is here already stays. Blocks. Raises CapacityError where it does not fit, TransferError where it
+        could not be written; then nothing of it remains.
+        """
+        ...
+
+    def get(self, chunk_id: str) -> KVChunk:
+        """The chunk, verified if it was ever out of this process' memory; where it lies is the tier's business.
+
+        Blocks. Raises ChunkNotFound, ChunkCorrupt (the tier keeps the bad piece until `remove` or `quarantine`), or
+        TransferError where it could not be read.
+        """
+        ...
+
+    def remove(self, chunk_id: str) -> None:
+        """Forget the chunk and free its bytes; nothing happens where it is not here."""
+        ...
+
+    def check(self) -> list[str]:
+        """Faults in the tier's own books, empty when all is well. Reads no payloads."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held outside the process' heap; what is durable stays."""
+        ...
