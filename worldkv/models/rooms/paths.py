@@ -118,7 +118,7 @@ def roam(layout: Layout, frames: int, pace: Pace, seed: int) -> Floats:
     rng = np.random.default_rng([0x0A3, seed])
     walk = [_start(layout, rng)]
     places = _places_near(layout, (int(walk[0][0]), int(walk[0][1])), count=max(1, frames // 200), rng=rng)
-    half, met = frames // 2, 0
+    half, met = max(1, frames // 2), 0
     while len(walk) < half:
         place = places[met % len(places)]
         _go(layout, walk, place, pace)
@@ -165,6 +165,8 @@ def _go(layout: Layout, walk: list[tuple[float, float, float]], place: tuple[flo
     goal = (int(place[0]), int(place[1]))
     steps = _steps_from(layout, goal)
     cell = (int(walk[-1][0]), int(walk[-1][1]))
+    if cell != goal and cell in steps:  # from elsewhere in the cell, the way to the next would cut a corner
+        _walk_to(walk, (cell[0] + 0.5, cell[1] + 0.5), pace)
     while cell != goal and cell in steps:
         around = [(cell[0] + di, cell[1] + dj) for di, dj in ((-1, 0), (1, 0), (0, -1), (0, 1))]
         cell = min((c for c in around if c in steps), key=lambda c: steps[c])

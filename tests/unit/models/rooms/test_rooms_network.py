@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
 from worldkv.models.rooms.network import (
+    Cameras,
     RoomsNetwork,
     Shape,
     noise_features,
@@ -15,7 +18,8 @@ from worldkv.models.rooms.paths import to_poses
 from worldkv.models.rooms.train import teacher_forcing_mask
 from worldkv.window import rotary
 
-SHAPE = Shape(image=20, patch=10, layers=2, heads=2, head_dim=24, trained_frames=12)
+# A surface is guessed after layer 2; layer 3 attends with its place.
+SHAPE = Shape(image=20, patch=10, layers=4, heads=2, head_dim=24, trained_frames=12)
 PER_CHUNK = SHAPE.frames_per_chunk * SHAPE.tokens_per_frame
 
 
@@ -28,7 +32,7 @@ def plain_attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return fn.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def cameras_of(network: RoomsNetwork, frames: int, seed: int = 0) -> Tensor:
+def cameras_of(network: RoomsNetwork, frames: int, seed: int = 0) -> Cameras:
     walk = normal(1, frames, 3, seed=seed).numpy()
     return network.cameras(torch.from_numpy(to_poses(walk)), 1.0)
 
@@ -54,18 +58,37 @@ def test_as_initialised_the_output_is_zero_and_no_block_adds_anything():
     network = RoomsNetwork(SHAPE)
     pixels, noise = normal(1, 3, 3, 20, 20), torch.full((1, 3), 0.5)
     cameras = cameras_of(network, 3)
-    assert torch.equal(network(pixels, noise, cameras, plain_attention), torch.zeros_like(pixels))
+    clean, _ = network(pixels, noise, cameras, plain_attention)
+    assert torch.equal(clean, torch.zeros_like(pixels))
     x = normal(1, 12, SHAPE.width)
     shared = normal(1, 3, 6, SHAPE.width)
     for layer, block in enumerate(network.blocks):
-        assert torch.equal(block(x, shared, cameras[layer], layer, plain_attention), x)
+        assert torch.equal(block(x, shared, cameras.terms_LBTE[layer], layer, plain_attention), x)
 
 
-@pytest.mark.parametrize("changed", ["pixels", "noise", "cameras", "attended"])
+def test_cameras_are_a_term_per_layer_and_an_eye_and_four_rays_per_token(make_network):
+    network = make_network(SHAPE)
+    cameras = network.cameras(torch.from_numpy(to_poses(normal(2, 3, 3).numpy())), 1.0)
+    assert cameras.terms_LBTE.shape == (4, 2, 12, 48)
+    assert cameras.eye_BT3.shape == (2, 12, 3)
+    assert cameras.ray_BTQ3.shape == (2, 12, 4, 3)
+
+
+def test_cameras_twice_have_one_copy_of_every_token_behind_the_other(make_network):
+    cameras = cameras_of(make_network(SHAPE), 3)
+    twice = cameras.twice()
+    for copy in (slice(12), slice(12, 24)):
+        assert torch.equal(twice.terms_LBTE[:, :, copy], cameras.terms_LBTE)
+        assert torch.equal(twice.eye_BT3[:, copy], cameras.eye_BT3)
+        assert torch.equal(twice.ray_BTQ3[:, copy], cameras.ray_BTQ3)
+    assert twice.terms_LBTE.shape[2] == twice.eye_BT3.shape[1] == twice.ray_BTQ3.shape[1] == 24
+
+
+@pytest.mark.parametrize("changed", ["pixels", "noise", "cameras", "terms_LBTE", "eye_BT3", "ray_BTQ3", "attended"])
 def test_the_output_depends_on_every_input(make_network, changed):
     network = make_network(SHAPE)
     pixels, noise, cameras = normal(1, 3, 3, 20, 20), torch.full((1, 3), 0.5), cameras_of(network, 3)
-    before = network(pixels, noise, cameras, plain_attention)
+    before, _ = network(pixels, noise, cameras, plain_attention)
     attend = plain_attention
     if changed == "pixels":
         pixels = pixels + 0.1
@@ -73,12 +96,14 @@ def test_the_output_depends_on_every_input(make_network, changed):
         noise = noise + 0.1
     elif changed == "cameras":
         cameras = cameras_of(network, 3, seed=1)
+    elif changed != "attended":
+        cameras = replace(cameras, **{changed: getattr(cameras_of(network, 3, seed=1), changed)})
     else:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return plain_attention(layer, q, k, v) + 0.1
 
-    after = network(pixels, noise, cameras, attend)
+    after, _ = network(pixels, noise, cameras, attend)
     assert (after - before).abs().max() > 1e-4
 
 
@@ -90,12 +115,15 @@ def test_the_network_leaves_all_attention_to_its_caller(make_network):
     def own_value(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return v
 
-    before = network(pixels, noise, cameras, own_value)
+    before, [guessed] = network(pixels, noise, cameras, own_value)
     changed = pixels.clone()
     changed[:, 2] += 1
-    after = network(changed, noise, cameras, own_value)
+    after, [guessed_after] = network(changed, noise, cameras, own_value)
     assert torch.equal(after[:, :2], before[:, :2])
     assert not torch.equal(after[:, 2], before[:, 2])
+    same_frames = 2 * SHAPE.tokens_per_frame
+    assert torch.equal(guessed_after[:, :same_frames], guessed[:, :same_frames])
+    assert not torch.equal(guessed_after[:, same_frames:], guessed[:, same_frames:])
 
 
 def masked_attention(mask_TT: Tensor, frames: int) -> object:
@@ -135,11 +163,11 @@ def test_in_training_a_later_chunk_never_changes_an_earlier_one(make_network):
     frames = SHAPE.trained_frames
     attend = masked_attention(training_mask(), frames)
     pixels, noise = normal(1, 2 * frames, 3, 20, 20), torch.full((1, 2 * frames), 0.3)
-    cameras = cameras_of(network, frames).repeat(1, 1, 2, 1)
-    before = network(pixels, noise, cameras, attend)
+    cameras = cameras_of(network, frames).twice()
+    before, _ = network(pixels, noise, cameras, attend)
     changed = pixels.clone()
     changed[:, [6, 7, 8]] += 1  # the clean side of chunk 2
-    after = network(changed, noise, cameras, attend)
+    after, _ = network(changed, noise, cameras, attend)
     difference = (after - before).abs().amax((0, 2, 3, 4)).reshape(2, -1, 3).amax(-1)
     clean, noisy = difference > 1e-6
     assert clean.tolist() == [False, False, True, True]

@@ -10,7 +10,8 @@ from worldkv.models.rooms.paths import CLEARANCE, Pace
 
 SEEDS = range(30)
 PACE = Pace(turn_degrees=6.0, distance=0.1)
-KINDS = {"wander": paths.wander, "back": paths.back, "roam": paths.roam}
+FAST = Pace(turn_degrees=17.0, distance=0.25)
+KINDS = {"wander": paths.wander, "back": paths.back, "roam": paths.roam, "patrol": paths.patrol}
 EVERY_KIND = pytest.mark.parametrize("kind", list(KINDS))
 
 
@@ -92,6 +93,81 @@ def test_roam_returns_to_its_places_from_other_directions():
     assert np.std(np.sin(yaws)) > 0.3
 
 
+def test_a_roam_of_a_few_frames_ends_and_stays_clear():
+    for frames in range(1, 13):
+        world = layout.draw(frames)
+        walk = paths.roam(world, frames, PACE, seed=frames)
+        assert walk.shape == (frames, 3)
+        assert gap_to_walls(world, walk) >= CLEARANCE - 1e-9
+
+
+def test_roam_sees_its_first_place_all_round_in_the_first_half():
+    for seed in range(3):
+        half = paths.roam(layout.draw(seed), 120, FAST, seed=seed)[:60]
+        assert set((half[:, 2] // np.radians(45) % 8).astype(int)) == set(range(8))
+
+
+def directions(walk_F3: np.ndarray) -> np.ndarray:
+    """Cosine between where each step goes and where the camera looks, for the steps that go anywhere."""
+    step = np.diff(walk_F3[:, :2], axis=0)
+    length, yaw = np.hypot(*step.T), walk_F3[:-1, 2]
+    going = length > 1e-6
+    return (step * np.stack([np.sin(yaw), np.cos(yaw)], -1)).sum(1)[going] / length[going]
+
+
+def test_on_patrol_the_camera_looks_independently_of_where_it_goes():
+    worlds = {seed: layout.draw(seed) for seed in SEEDS}
+    patrols = np.concatenate([directions(paths.patrol(w, 120, PACE, seed=s)) for s, w in worlds.items()])
+    ahead, sideways, backwards = ((patrols > 0.7).mean(), (np.abs(patrols) < 0.7).mean(), (patrols < -0.7).mean())
+    assert min(ahead, backwards) > 0.15
+    assert sideways > 0.35
+    assert abs(patrols.mean()) < 0.1
+    wanders = np.concatenate([directions(paths.wander(w, 120, PACE, seed=s)) for s, w in worlds.items()])
+    assert (np.abs(wanders) < 0.7).mean() == 0
+
+
+def test_a_patrol_stays_around_its_start_and_criss_crosses_it():
+    spread, crossings = [], []
+    for seed in SEEDS:
+        walk = paths.patrol(layout.draw(seed), 240, PACE, seed=seed)
+        off = walk[:, :2] - walk[0, :2]
+        spread.append(np.abs(off).max())
+        crossings.append((np.diff(np.sign(off), axis=0) != 0).sum())
+    assert max(spread) <= 3.0
+    assert min(spread) > 0
+    assert np.median(crossings) > 6
+
+
+def test_a_drift_goes_straight_to_its_goal_while_the_camera_turns_evenly():
+    walk = [(2.0, 3.0, 0.5)]
+    paths._drift(walk, (2.6, 3.8), -0.9, PACE)
+    arrived = np.array(walk)
+    np.testing.assert_allclose(arrived[-1], (2.6, 3.8, -0.4))
+    assert np.ptp(np.diff(arrived, axis=0), axis=0).max() < 1e-9
+    turned = [(2.0, 3.0, 0.5)]
+    paths._drift(turned, (2.0, 3.0), np.radians(60), PACE)
+    assert len(turned) == 1 + 10
+    nowhere = [(2.0, 3.0, 0.5)]
+    paths._drift(nowhere, (2.0, 3.0), 0.0, PACE)
+    assert nowhere == [(2.0, 3.0, 0.5)] * 2
+
+
+def test_a_place_in_sight_is_never_behind_a_wall(hall):
+    world = hall()
+    world.cells_GG[6, :] = WALL
+    rng = np.random.default_rng(0)
+    found = np.array([paths._in_sight(world, (4.5, 6.5), (6.5, 6.5), 3.0, rng) for _ in range(200)])
+    assert (found[:, 0] <= 6 - CLEARANCE).all()
+    assert (np.abs(found - (6.5, 6.5)) <= 3.0).all()
+    assert len(np.unique(found, axis=0)) > 100
+
+
+def test_who_sees_no_place_to_go_stays(hall):
+    world = hall()
+    rng = np.random.default_rng(0)
+    assert paths._in_sight(world, (4.5, 6.5), (40.0, 40.0), 1.0, rng) == (4.5, 6.5)
+
+
 def test_poses_are_level_and_look_along_their_yaw():
     poses = paths.to_poses(np.array([(2.0, 3.0, 0.0), (2.0, 3.0, np.pi / 2)]))
     np.testing.assert_allclose(poses[0], [[1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 3], [0, 0, 0, 1]])
@@ -143,3 +219,10 @@ def test_training_validation_and_benchmark_worlds_never_meet(monkeypatch):
         WorldsConfig(first_seed=train.VALIDATION_SEED, count=1)
     with pytest.raises(ValidationError, match="served in training"):
         WorldsConfig(first_seed=train.VALIDATION_SEED - 1, count=2)
+
+
+def test_a_long_roam_cuts_no_corner_on_its_way_from_place_to_place():
+    for seed in (4, 6, 10, 16):
+        world = layout.draw(seed)
+        walk = paths.roam(world, 576, PACE, seed=seed * 1000)
+        assert gap_to_walls(world, walk) >= CLEARANCE - 1e-9

@@ -11,8 +11,9 @@ from worldkv.models.rooms import layout, paths
 from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import Scene
 
-SIZE, CHUNK, RECENT = 20, 3, 2
+SIZE, SMALL, CHUNK, RECENT = 20, 12, 3, 2
 WINDOW = CHUNK * (RECENT + 1)
+FAST = Pace(turn_degrees=17.0, distance=0.25)
 
 
 def scene_of(world: layout.Layout) -> Scene:
@@ -29,9 +30,13 @@ def going(states: Sequence[tuple[float, float, float]]) -> Trajectory:
     return Trajectory(poses, np.tile((10.0, 10.0, 10.0, 10.0), (len(poses), 1)))
 
 
-def revisits(scene: Scene, trajectory: Trajectory) -> list[bool]:
+def along(scene: Scene, walk_F3: np.ndarray) -> Trajectory:
+    return Trajectory(paths.to_poses(walk_F3).astype(float), np.tile(scene.view.intrinsics, (len(walk_F3), 1)))
+
+
+def revisits(scene: Scene, trajectory: Trajectory, **options: int) -> list[bool]:
     _, depth = scene.truth(trajectory)
-    return scene.revisits(trajectory, depth, chunk=CHUNK, recent_chunks=RECENT).tolist()
+    return scene.revisits(trajectory, depth, chunk=CHUNK, recent_chunks=RECENT, **options).tolist()
 
 
 @pytest.fixture
@@ -90,6 +95,68 @@ def test_a_longer_recent_window_leaves_fewer_revisits():
     short, long = (scene.revisits(trajectory, depth, chunk=CHUNK, recent_chunks=n) for n in (2, 8))
     assert not (long & ~short).any()
     assert long.sum() < short.sum()
+
+
+def test_what_was_first_seen_after_the_given_frames_does_not_count(walled_hall):
+    north, south = (9.5, 6.5, 0), (9.5, 6.5, 180)
+    there_and_back = going([north] * 3 + [south] * WINDOW + [north] * WINDOW + [south] * 3)
+    all_seen, first_chunk, both = (
+        revisits(walled_hall, there_and_back, **o) for o in ({}, {"given": 3}, {"given": 12})
+    )
+    new, again = [False] * WINDOW, [True] * WINDOW
+    assert first_chunk == [False] * 3 + new + again + [False] * 3
+    assert both == all_seen == [False] * 3 + new + again + [True] * 3
+
+
+def test_given_frames_that_end_within_a_chunk_count_one_by_one(walled_hall):
+    north, south = (9.5, 6.5, 0), (9.5, 6.5, 180)
+    turning = going([north, north, south] + [north] * WINDOW + [south] * 3)
+    assert revisits(walled_hall, turning, given=2)[-3:] == [False] * 3
+    assert revisits(walled_hall, turning, given=3)[-3:] == [True] * 3
+
+
+def test_with_nothing_given_nothing_is_a_revisit_and_with_all_given_whatever_was_seen_is(walled_hall):
+    still = going([(9.5, 6.5, 0)] * (WINDOW + 6))
+    assert not any(revisits(walled_hall, still, given=0))
+    assert revisits(walled_hall, still, given=WINDOW + 6) == revisits(walled_hall, still)
+
+
+def test_given_frames_do_not_count_before_they_have_left_the_window(walled_hall):
+    still = going([(9.5, 6.5, 0)] * (WINDOW + 6))
+    assert revisits(walled_hall, still, given=WINDOW) == [False] * WINDOW + [True] * 6
+
+
+def test_a_last_chunk_that_is_not_whole_is_judged_too(walled_hall):
+    assert revisits(walled_hall, going([(9.5, 6.5, 0)] * (WINDOW + 4))) == [False] * WINDOW + [True] * 4
+
+
+def test_the_second_half_of_a_roam_mostly_shows_what_the_first_half_showed_from_elsewhere():
+    shares = []
+    for seed in range(3):
+        scene = Scene(seed, SMALL)
+        walk = paths.roam(scene.layout, 96, FAST, seed=seed * 1000)
+        trajectory = along(scene, walk)
+        _, depth = scene.truth(trajectory)
+        judged, seen = (
+            scene.revisits(trajectory, depth, chunk=CHUNK, recent_chunks=RECENT, given=given) for given in (48, None)
+        )
+        assert not (judged & ~seen).any()
+        assert judged[:48].tolist() == seen[:48].tolist()
+        shares.append(judged[48:].mean())
+        gap = np.abs(walk[48:, None] - walk[None, :48]).max(-1).min(1)
+        assert (gap > 1e-3).mean() > 0.9
+    assert np.mean(shares) > 0.7
+    assert min(shares) > 0.35
+
+
+def test_a_patrol_sees_the_same_surfaces_again_from_ever_new_places():
+    shares = []
+    for seed in range(3):
+        scene = Scene(seed, SMALL)
+        walk = paths.patrol(scene.layout, 120, FAST, seed=seed)
+        shares.append(np.mean(revisits(scene, along(scene, walk))[60:]))
+        assert len(np.unique(walk.round(4), axis=0)) > 110
+    assert np.mean(shares) > 0.5
 
 
 def test_the_way_back_is_all_revisits_beyond_the_window():

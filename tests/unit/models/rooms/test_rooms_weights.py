@@ -184,6 +184,23 @@ def test_a_config_with_more_layers_is_refused_by_the_missing_tensor(folder):
     assert_refused(folder, "index.json", "tensor blocks.2.")
 
 
+def test_weights_of_a_network_with_surfaces_come_back_with_them(make_network, tmp_path):
+    network = make_network(replace(SHAPE, layers=3))
+    weights.save(network, tmp_path, 1.0)
+    loaded = weights.load(tmp_path)[0].state_dict()
+    surfaces = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("surfaces.")}
+    assert len(surfaces) == 4
+    assert all(torch.equal(loaded[name], tensor.half().float()) for name, tensor in surfaces.items())
+
+
+def test_weights_from_before_the_surfaces_are_refused_by_the_missing_tensor(make_network, tmp_path):
+    weights.save(make_network(replace(SHAPE, layers=3)), tmp_path, 1.0)
+    path = tmp_path / "model.safetensors.index.json"
+    weight_map = json.loads(path.read_text())["weight_map"]
+    edit_json(path, weight_map={name: file for name, file in weight_map.items() if not name.startswith("surfaces.")})
+    assert_refused(tmp_path, "index.json", "tensor surfaces.2.")
+
+
 def rewritten(shard: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     tensors = load_file(shard)
     change(tensors)
