@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from worldkv.errors import ConfigError
+from worldkv.memory.detail import parse_detail
 from worldkv.memory.policy import parse_policy
 from worldkv.models.rooms.layout import UNTRAINED_SEEDS
 
@@ -73,13 +74,98 @@ class TrajectoryConfig(_Section):
         return self
 
 
-class MemoryConfig(_Section):
-    """Capacities of the chunk memory that all sessions of a batch share."""
+TIER_NAMES = ("device", "host", "disk")
+"""Nearest first, which is the order in which a configuration lists them."""
+TierName = Literal["device", "host", "disk"]
 
-    device_capacity_mib: int = Field(1024, ge=1, strict=True)
-    """Tier 0, on the model's device."""
-    host_capacity_mib: int = Field(4096, ge=1, strict=True)
-    """Tier 1, in host memory."""
+
+class TierConfig(_Section):
+    """One tier of the chunk memory."""
+
+    name: TierName
+    """device: on the model's device; host: in host memory; disk: files in `folder`."""
+    capacity_mib: int = Field(ge=1, strict=True)
+    """Never passed."""
+    folder: Path | None = None
+    """Of tier disk: nobody else's, on a local disk."""
+    eviction: Literal["lru", "cost", "pose"] = "lru"
+    """What goes first: lru: unused for longest; cost: least worth its bytes; pose: what another kept chunk sees too."""
+    high_watermark_ratio: float = Field(1.0, gt=0, le=1)
+    """Of the capacity; a chunk that would pass it makes the tier empty itself ..."""
+    low_watermark_ratio: float = Field(1.0, gt=0, le=1)
+    """... down to here."""
+    detail: tuple[str, ...] = ()
+    """What chunks here are reduced to before one of them leaves, such as [int4, int4/keep=0.5]."""
+
+    @field_validator("detail")
+    @classmethod
+    def _rungs(cls, detail: tuple[str, ...]) -> tuple[str, ...]:
+        for text in detail:
+            parse_detail(text)
+        return detail
+
+    @model_validator(mode="after")
+    def _complete(self) -> TierConfig:
+        if (self.name == "disk") != (self.folder is not None):
+            raise ValueError("name: disk and folder go together; give both or neither")
+        if self.low_watermark_ratio > self.high_watermark_ratio:
+            raise ValueError(
+                f"low_watermark_ratio = {self.low_watermark_ratio} is above "
+                f"high_watermark_ratio = {self.high_watermark_ratio}: lower it"
+            )
+        return self
+
+
+class ShareConfig(_Section):
+    """One tenant's part of one tier."""
+
+    tenant: str
+    """As sessions name it."""
+    tier: TierName
+    """One of those in `tiers`."""
+    reserved_mib: int = Field(0, ge=0, strict=True)
+    """Up to here no other tenant's need takes the tenant's chunks away."""
+    limit_mib: int | None = Field(None, ge=1, strict=True)
+    """Beyond it the tenant's own chunks make way for its new ones; none: the whole tier."""
+
+
+class MemoryConfig(_Section):
+    """The chunk memory that all sessions of a batch share."""
+
+    tiers: tuple[TierConfig, ...] = (
+        TierConfig(name="device", capacity_mib=1024),
+        TierConfig(name="host", capacity_mib=4096),
+    )
+    """Nearest first."""
+    shares: tuple[ShareConfig, ...] = ()
+    """Who may use how much; a tenant that is not named has nothing reserved and no limit."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MemoryConfig:
+        names = [tier.name for tier in self.tiers]
+        if not names or names != [name for name in TIER_NAMES if name in names]:
+            raise ValueError(
+                f"tiers = [{', '.join(names)}]: list at least one of {', '.join(TIER_NAMES)}, "
+                "each once and in this order"
+            )
+        for place, share in enumerate(self.shares):
+            if share.tier not in names:
+                raise ValueError(f"shares.{place}.tier = {share.tier!r}: must be one of the tiers, {', '.join(names)}")
+            if share.limit_mib is not None and share.limit_mib < share.reserved_mib:
+                raise ValueError(
+                    f"shares.{place}.limit_mib = {share.limit_mib}: must be at least "
+                    f"reserved_mib = {share.reserved_mib}"
+                )
+        if len({(share.tenant, share.tier) for share in self.shares}) < len(self.shares):
+            raise ValueError("shares: each tenant once per tier")
+        for tier in self.tiers:
+            reserved = sum(share.reserved_mib for share in self.shares if share.tier == tier.name)
+            if reserved > tier.capacity_mib:
+                raise ValueError(
+                    f"shares: {reserved} MiB of tier {tier.name} are reserved, but its capacity_mib = "
+                    f"{tier.capacity_mib}: reserve less or raise it"
+                )
+        return self
 
 
 class SamplingConfig(_Section):
@@ -190,6 +276,8 @@ def _first_fault(fault: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"]) or "configuration"
     if first["type"] == "extra_forbidden":
         text = f"{key}: unknown key; allowed here are {_names(_section_at(first['loc'][:-1]))}"
+    elif first["type"] == "missing":
+        text = f"{key}: missing; keys here are {_names(_section_at(first['loc'][:-1]))}"
     elif first["type"] == "model_type":
         text = f"{key} = {first['input']!r}: must be a section with keys {_names(_section_at(first['loc']))}"
     elif first["type"] == "value_error":
@@ -204,7 +292,10 @@ def _first_fault(fault: ValidationError) -> str:
 def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     section: type[BaseModel] = RunConfig
     for part in location:
-        annotation = section.model_fields[str(part)].annotation
+        if isinstance(part, int):
+            continue  # the place in a list, whose annotation says what all of them are
+        annotation = section.model_fields[part].annotation
+        annotation = next(iter(get_args(annotation)), annotation)
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel), "only sections hold keys of their own"
         section = annotation

@@ -1,7 +1,7 @@
 """One live rollout: where its camera goes, what its window holds, which chunks its memory keeps.
 
 - A chunk that leaves the window is admitted to memory or forgotten, as the policy says; never both.
-- The session holds one reference on each chunk it has stored, until `close`.
+- The session's list holds one reference on each chunk it has stored, shared with its forks, until the last `close`.
 - A snapshot (`worldkv.snapshot`) is complete: restored on the same device type it continues bit for bit.
 
 Shapes: L layers, F frames, T tokens, H heads, D head dim.
@@ -21,10 +21,12 @@ from worldkv.camera import Trajectory
 from worldkv.errors import TrajectoryError
 from worldkv.memory import retrieval
 from worldkv.memory.chunk import KVChunk, make_chunk
+from worldkv.memory.chunk_list import ChunkList
 from worldkv.memory.codec import CODECS
 from worldkv.memory.compression import gather, kept_tokens
 from worldkv.memory.index import PoseIndex
 from worldkv.memory.policy import MemoryPolicy
+from worldkv.memory.ranking import Query, choose
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.base import ModelState, View, WorldModel
 from worldkv.window import rotary
@@ -70,8 +72,8 @@ class Session:
     """Index of the chunk to be made next."""
     live: list[LiveChunk] = field(default_factory=list)
     """The window's own chunks, oldest first: sink, then recent."""
-    stored: dict[int, str] = field(default_factory=dict)
-    """Chunk index -> id in memory."""
+    stored: ChunkList = field(default_factory=ChunkList)
+    """Chunk index -> id in memory; shared with forks."""
     index: PoseIndex = field(default_factory=lambda: PoseIndex(parity=False))
     """From where each stored chunk was seen."""
     stored_bytes: int = 0
@@ -107,22 +109,12 @@ class Session:
         """Rank the stored chunks for the next view and fetch the best; empty when the policy does not."""
         policy = self.policy
         allowed = retrieval.candidates(self.chunk, policy.sink_chunks, policy.recent_chunks or 0, parity=policy.parity)
-        chunk_N = self.index.candidates(allowed)
-        if policy.ranking == "random":
-            picked = retrieval.select_random(
-                chunk_N,
-                policy.retrieved_chunks,
-                seed=self.seed,
-                rollout=self.rollout,
-                current_chunk=self.chunk,
-            )
-            chosen = [int(chunk) for chunk in picked]
-        else:
-            chosen = self.index.nearest(chunk_N, self.latent_poses(self.chunk), policy.retrieved_chunks)
-        found = self.memory.fetch([self.stored[chunk] for chunk in sorted(chosen)])
+        query = Query(self.latent_poses(self.chunk), self.view().intrinsics_F4[0], self.chunk, self.seed, self.rollout)
+        chosen = choose(policy.ranking, self.index, allowed, query, policy.retrieved_chunks, sight=policy.sight)
+        found = self.memory.fetch([self.stored[chunk] for chunk in sorted(chosen)], tenant=self.tenant)
         for chunk in chosen:
             # Gone for good: it may not take up a place in every retrieval to come.
-            if self.stored[chunk] not in self.memory:
+            if not self.memory.holds(self.stored[chunk], tenant=self.tenant):
                 self.index.forget(chunk)
         hits = tuple(chunk for chunk in found if chunk is not None)
         return Retrieved(hits, missed=len(found) - len(hits))
@@ -199,28 +191,29 @@ class Session:
             encoded=CODECS[self.policy.codec].encode(k, v),
             token_ids_T3=ids,
         )
-        self.stored[live.index] = self.memory.admit(chunk)
+        self.stored.append(live.index, self.memory.admit(chunk, group=self.serial))
         self.index.add(live.index, poses_F44)
         self.stored_bytes += chunk.nbytes
 
     def fork(self, rollout: int) -> Session:
-        """A second session that shares all chunks so far and goes on with noise of its own `rollout` number."""
-        self.memory.retain(self.stored.values())
+        """A second session that shares all chunks so far and goes on with noise of its own `rollout` number.
+
+        Copies no chunk and no list of chunks. Raises ChunkNotFound once this session was closed.
+        """
         state = ModelState({name: tensor.clone() for name, tensor in self.state.tensors.items()})
         return replace(
             self,
             rollout=rollout,
             state=state,
             live=list(self.live),
-            stored=dict(self.stored),
+            stored=self.stored.fork(),
             index=self.index.copy(),
             serial=next(_serial),
         )
 
     def close(self) -> None:
         """Let go of the stored chunks; the session cannot go on afterwards."""
-        self.memory.release(self.stored.values())
-        self.stored.clear()
+        self.memory.release(self.stored.let_go(), tenant=self.tenant)
         self.live.clear()
 
 

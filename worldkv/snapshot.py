@@ -25,6 +25,7 @@ from torch import Tensor
 from worldkv.camera import Action, Trajectory
 from worldkv.errors import CheckpointError, ChunkCorrupt
 from worldkv.memory.chunk import KVChunk
+from worldkv.memory.chunk_list import ChunkList
 from worldkv.memory.compression import Pruning
 from worldkv.memory.index import PoseIndex
 from worldkv.memory.policy import MemoryPolicy
@@ -33,7 +34,7 @@ from worldkv.models.base import ModelState, WorldModel
 from worldkv.session import LiveChunk, Session
 
 MAGIC = b"WKVSESS\n"
-VERSION = 1
+VERSION = 2
 DIGEST_BYTES = 16
 LENGTH_BYTES = 8
 PLAIN_FIELDS = ("seed", "rollout", "tenant", "chunk", "stored_bytes")
@@ -44,8 +45,8 @@ def snapshot(session: Session) -> bytes:
     tensors = {f"state/{name}": tensor for name, tensor in session.state.tensors.items()}
     for live in session.live:
         tensors |= {f"k/{live.index}": live.k_LTHD, f"v/{live.index}": live.v_LTHD}
-    chunks = [chunk.to_bytes() for chunk in session.memory.held(session.stored.values())]
-    pieces = [*map(_tensor_bytes, tensors.values()), *chunks]
+    held = session.memory.held(session.stored.values(), tenant=session.tenant)
+    pieces = [*map(_tensor_bytes, tensors.values()), *(chunk.to_bytes() for chunk in held.values())]
     header = {
         "version": VERSION,
         "made_by": _identity(session.model),
@@ -53,6 +54,7 @@ def snapshot(session: Session) -> bytes:
         "trajectory": _trajectory_fields(session.trajectory),
         "policy": asdict(session.policy),
         "tensors": [_tensor_fields(name, tensor) for name, tensor in tensors.items()],
+        "chunk_ids": list(held),
         "piece_bytes": [len(piece) for piece in pieces],
     }
     packed = msgpack.packb(header)
@@ -73,12 +75,13 @@ def restore(data: bytes, model: WorldModel, memory: ChunkMemory) -> Session:
         fields = header["tensors"]
         tensors = {one["name"]: _tensor(one, piece, model.device) for one, piece in zip(fields, pieces, strict=False)}
         chunks = [KVChunk.from_bytes(piece) for piece in pieces[len(fields) :]]
+        by_id = dict(zip(header["chunk_ids"], chunks, strict=True))
         session = _session(header, tensors, model, memory)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
         raise ChunkCorrupt(f"a session snapshot of {len(data)} bytes cannot be read: {fault!r}") from fault
-    for chunk in chunks:
-        memory.admit(chunk)
-    memory.admit_dropped(set(session.stored.values()) - {chunk.id for chunk in chunks})
+    for chunk_id, chunk in by_id.items():
+        memory.admit(chunk, group=session.serial, known_as=chunk_id)
+    memory.admit_dropped(set(session.stored.values()) - by_id.keys(), tenant=session.tenant)
     return session
 
 
@@ -141,7 +144,7 @@ def _session(header: dict[str, Any], tensors: dict[str, Tensor], model: WorldMod
         trajectory=_trajectory(header["trajectory"]),
         state=ModelState(state),
         live=[LiveChunk(index, tensors[f"k/{index}"], tensors[f"v/{index}"]) for index in fields["live"]],
-        stored=dict(fields["stored"]),
+        stored=ChunkList(fields["stored"]),
         index=PoseIndex(parity=policy.parity),
         **fields["plain"],
     )

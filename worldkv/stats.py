@@ -1,21 +1,49 @@
-"""Frozen figures that others read (monitoring, reports); counters live with whoever counts."""
+"""Frozen figures that others read (monitoring, reports); counters live with whoever counts.
+
+All fields are plain numbers, strings, dicts and tuples of these: `dataclasses.asdict` of any of them can be packed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 MISS_REASONS = ("cold", "evicted", "quota", "late", "corrupt", "stale_epoch")
+"""cold: never admitted by this tenant. evicted, quota: was here and had to go, for others or for its tenant's limit.
+late: not there at its deadline. corrupt: there, but could not be given back intact, damaged or not readable.
+stale_epoch: made by other weights."""
 
 
 @dataclass(frozen=True)
 class TierStats:
-    """One tier at one moment."""
+    """One tier at one moment. `lookups == hits + sum(misses.values())`, always.
+
+    Tiers are asked in order, until one has the chunk: what misses in one tier is a lookup of the next.
+    """
 
     name: str
     chunks: int
     used_bytes: int
     capacity_bytes: int
     hits: int
+    lookups: int = 0
+    misses: dict[str, int] = field(default_factory=dict)
+    failures: int = 0
+    """Chunks that the tier could not write or read; each is retried elsewhere or counted as a miss as well."""
+    pinned_bytes: int = 0
+    """Held firmly by pins and leases."""
+
+
+@dataclass(frozen=True)
+class TenantStats:
+    """One tenant in one tier at one moment. `lookups == hits + sum(misses.values())`, always."""
+
+    tenant: str
+    tier: str
+    chunks: int
+    used_bytes: int
+    hits: int
+    lookups: int
+    misses: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -30,4 +58,10 @@ class MemoryStats:
     demoted: int = 0
     promoted: int = 0
     dropped: int = 0
+    reduced: int = 0
+    """Chunks that lost detail to make room."""
+    quarantined: int = 0
+    """Pieces taken out of a tier because they were damaged."""
     tiers: tuple[TierStats, ...] = ()
+    tenants: tuple[TenantStats, ...] = ()
+    """Per tenant and tier."""

@@ -51,7 +51,7 @@ def unbounded() -> ChunkMemory:
 
 def bounded(*capacity_bytes: int) -> ChunkMemory:
     """Tiers `tier0`, `tier1`, ... of these capacities."""
-    tiers = [ResidentTier(f"tier{i}", CPU, capacity) for i, capacity in enumerate(capacity_bytes)]
+    tiers = [ResidentTier(f"tier{i}", CPU, capacity, verifies=i > 0) for i, capacity in enumerate(capacity_bytes)]
     return ChunkMemory(tiers, EPOCH)
 
 

@@ -10,6 +10,7 @@ from worldkv.models.rooms.layout import UNTRAINED_SEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "default_config.yaml"
+DEVICE, HOST = "{name: device, capacity_mib: 8}", "{name: host, capacity_mib: 9}"
 CHECKED_IN = sorted((ROOT / "configs").glob("*"))
 
 
@@ -62,7 +63,11 @@ def test_a_resolved_configuration_reads_back_as_itself(write, overrides):
         ("worlds: {cuont: 2}", [r"worlds\.cuont: unknown key", "allowed here are count, first_seed$"]),
         ("model: {size: 1}", [r"model\.size: unknown key", "name, weights, device"]),
         ("trajectory: {pace: 1}", [r"trajectory\.pace: unknown key", "turn_degrees_per_frame"]),
-        ("memory: {device_capacity_bytes: 1}", ["unknown key", "device_capacity_mib, host_capacity_mib"]),
+        ("memory: {device_capacity_bytes: 1}", ["unknown key", "tiers, shares"]),
+        (
+            "memory: {tiers: [{name: host, capacity_mib: 9, nmae: 1}]}",
+            [r"memory\.tiers\.0\.nmae: unknown key", "name, capacity_mib"],
+        ),
         ("sampling: {steps: 4}", [r"sampling\.steps: unknown key", "denoise_steps"]),
         ("output: {path: x}", [r"output\.path: unknown key", "folder, video_fps, lossless"]),
     ],
@@ -96,11 +101,52 @@ def test_an_unknown_key_is_refused_and_the_allowed_ones_are_named(write, text, w
         ("history=mine", r"history = 'mine': must be 'truth' or 'own'"),
         ("output.lossless=perhaps", r"output\.lossless = 'perhaps': must be a valid boolean"),
         ("worlds=3", r"worlds = 3: must be a section with keys count, first_seed"),
+        ("memory.tiers=[{name: host}]", r"memory\.tiers\.0\.capacity_mib: missing; keys here are name, capacity_mib"),
+        ("memory.tiers=[]", r"memory: tiers = \[\]: list at least one of device, host, disk"),
+        (
+            "memory.tiers=[{name: host, capacity_mib: 0}]",
+            r"tiers\.0\.capacity_mib = 0: must be greater than or equal to 1",
+        ),
+        (f"memory.tiers=[{HOST}, {DEVICE}]", r"tiers = \[host, device\]: list .* each once and in this order"),
+        (f"memory.tiers=[{HOST}, {HOST}]", r"tiers = \[host, host\]: list .* each once and in this order"),
+        ("memory.tiers=[{name: disk, capacity_mib: 9}]", r"memory\.tiers\.0: name: disk and folder go together"),
+        (
+            "memory.tiers=[{name: nvme, capacity_mib: 9}]",
+            r"tiers\.0\.name = 'nvme': must be 'device', 'host' or 'disk'",
+        ),
+        (
+            "memory.tiers=[{name: host, capacity_mib: 9, high_watermark_ratio: 0.5, low_watermark_ratio: 0.6}]",
+            r"memory\.tiers\.0: low_watermark_ratio = 0\.6 is above high_watermark_ratio = 0\.5: lower it",
+        ),
+        (
+            "memory.tiers=[{name: host, capacity_mib: 9, detail: [zip]}]",
+            r"memory\.tiers\.0\.detail: detail 'zip': must be one of .*int4",
+        ),
+        (
+            "memory.tiers=[{name: host, capacity_mib: 9, detail: [int4/some]}]",
+            "detail 'int4/some': expected a codec alone, or with /keep=0.5",
+        ),
+        (
+            "memory.shares=[{tenant: a, tier: disk}]",
+            r"memory: shares\.0\.tier = 'disk': must be one of the tiers, device, host",
+        ),
+        (
+            "memory.shares=[{tenant: a, tier: host, reserved_mib: 9, limit_mib: 8}]",
+            r"memory: shares\.0\.limit_mib = 8: must be at least reserved_mib = 9",
+        ),
+        (
+            "memory.shares=[{tenant: a, tier: host}, {tenant: a, tier: host}]",
+            "memory: shares: each tenant once per tier",
+        ),
+        (
+            "memory.shares=[{tenant: a, tier: host, reserved_mib: 3000}, {tenant: b, tier: host, reserved_mib: 3000}]",
+            "shares: 6000 MiB of tier host are reserved, but its capacity_mib = 4096: reserve less or raise it",
+        ),
         ("policies=7", r"policies = 7: must be a valid list"),
         ("policies=[]", "policies: at least one policy is needed"),
         ("policies=[full, full]", "policies: .*each only once"),
         ("policies=[full, best]", "policies: policy 'best': 'best' is not one of full, sliding, worldkv"),
-        ("policies=worldkv/codec=int3", "policies: policy 'worldkv/codec=int3': .*must be one of .*int4"),
+        ("policies=worldkv/codec=int2", "policies: policy 'worldkv/codec=int2': .*must be one of .*int4"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_key_value_and_what_is_allowed(override, words):

@@ -90,26 +90,35 @@ def _some(keys: list[str]) -> str:
 
 def _chunk(path: Path) -> None:
     from worldkv.errors import ChunkCorrupt
-    from worldkv.memory.chunk import KVChunk
+    from worldkv.memory.format import VERSION, ChunkReader, source_of
 
     try:
-        chunk = KVChunk.from_bytes(path.read_bytes())
+        with source_of(path) as source:
+            reader = ChunkReader.open(source)
+            header = reader.header
+            # One by one: a chunk may be larger than what memory is free.
+            for layer in range(header.shape[0]):
+                reader.read(layer, layer + 1)
     except ChunkCorrupt as fault:
-        raise ChunkCorrupt(f"{path}: not a sound chunk file: {fault}") from fault
-    layers, tokens, heads, channels = chunk.encoded.shape
+        raise ChunkCorrupt(f"not a sound chunk file: {fault}") from fault
+    layers, tokens, heads, channels = header.shape
+    payload_bytes, bf16_bytes = layers * header.layer_bytes, 4 * layers * tokens * heads * channels
     _table(
         f"chunk {path}",
         {
-            "id": chunk.id,
-            "place in its rollout": chunk.index,
-            "tenant": chunk.tenant,
-            "model epoch": chunk.epoch,
-            "codec": chunk.encoded.codec,
+            "id": header.checksum,
+            "format version": VERSION,
+            "place in its rollout": header.index,
+            "tenant": header.tenant,
+            "model epoch": header.epoch,
+            "codec": f"{header.codec}, of {header.dtype}",
             "layers, tokens, heads, channels": f"{layers}, {tokens}, {heads}, {channels}",
-            "pruned": "no" if chunk.token_ids_T3 is None else "yes",
-            "latent frames": len(chunk.c2w_F44),
-            "size": f"{chunk.nbytes} bytes, {chunk.nbytes / (4 * layers * tokens * heads * channels):.1%} of bf16",
-            "checksum": "verified",
+            "pruned": "no" if header.token_ids_T3 is None else "yes",
+            "latent frames": len(header.c2w_F44),
+            "payload": f"{payload_bytes} bytes, {payload_bytes / bf16_bytes:.1%} of bf16",
+            "layer": f"{header.layer_bytes} bytes",
+            "file": f"{header.total_bytes} bytes, payload from byte {header.payload_offset}",
+            "checksums": f"verified: header and {layers} layers",
         },
     )
 

@@ -6,18 +6,17 @@ Shapes: L layers, F latent frames, T tokens, H heads, D head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import zip_longest
 
-import msgpack
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
 from worldkv.errors import ChunkCorrupt
 from worldkv.memory.codec import CODECS
 from worldkv.memory.encoded import Encoded
+from worldkv.memory.format import Buffer, ChunkReader, Header, Readable, Source, digests_of, pack
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class KVChunk:
     layer_digests: tuple[bytes, ...]
     """xxh3-128 of each layer of the payload, so that layers can be read and checked one by one."""
     checksum: str
-    """xxh3-128 of the header, which holds the layers' digests."""
+    """xxh3-128 of the header as its format writes it; the layers' digests are part of that."""
 
     @property
     def id(self) -> str:
@@ -68,50 +67,63 @@ class KVChunk:
 
     def verify(self) -> None:
         """Raise ChunkCorrupt unless content and checksum agree. Reads the whole payload; waits for its device."""
-        found = layer_digests(self.encoded)
-        bad = [layer for layer, (was, now) in enumerate(zip(self.layer_digests, found, strict=False)) if was != now]
-        if bad or len(found) != len(self.layer_digests) or _checksum(self) != self.checksum:
-            what = f"layer {bad[0]}: {self.layer_digests[bad[0]].hex()}" if bad else f"header: {self.checksum}"
-            now = found[bad[0]].hex() if bad else _checksum(self)
-            raise ChunkCorrupt(f"chunk {self.index} of tenant {self.tenant}: {what} expected, {now} found")
+        # The header first: where it is damaged, so may be the digests in it.
+        expected = [self.checksum, *(digest.hex() for digest in self.layer_digests)]
+        found = [self.header.checksum, *(digest.hex() for digest in digests_of(self.encoded.payload_LN))]
+        for place, (was, now) in enumerate(zip_longest(expected, found)):
+            if was != now:
+                part = f"layer {place - 1}" if place else "the header"
+                raise ChunkCorrupt(
+                    f"chunk {self.index} of tenant {self.tenant}: checksum of {part}: {was} expected, {now} found"
+                )
+
+    @property
+    def header(self) -> Header:
+        """All of it but the payload."""
+        return Header(
+            tenant=self.tenant,
+            epoch=self.epoch,
+            index=self.index,
+            c2w_F44=self.c2w_F44,
+            token_ids_T3=self.token_ids_T3,
+            codec=self.encoded.codec,
+            shape=self.encoded.shape,
+            dtype=self.encoded.dtype,
+            layout=self.encoded.layout,
+            layer_digests=self.layer_digests,
+        )
+
+    def pieces(self) -> tuple[bytes, memoryview]:
+        """The chunk in its format, in two pieces to be written one after the other; waits for the payload's device.
+
+        The second is the payload, and is not copied where that lies on the CPU.
+        """
+        return pack(self.header, self.encoded.payload_LN)
 
     def to_bytes(self) -> bytes:
-        """Header and payload as one buffer."""
-        payload = self.encoded.payload_LN.cpu().numpy().tobytes()
-        return bytes(msgpack.packb({"header": _header(self), "checksum": self.checksum, "payload": payload}))
+        """The chunk in its format, as one buffer."""
+        return b"".join(self.pieces())
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> KVChunk:
+    def from_bytes(cls, data: Readable) -> KVChunk:
         """The chunk of `to_bytes`, on the CPU, verified. Raises ChunkCorrupt."""
-        try:
-            content = msgpack.unpackb(data)
-            header = content["header"]
-            shape = tuple(header["shape"])
-            payload_LN = torch.from_numpy(_array(content["payload"], np.uint8)).view(shape[0], -1)
-            ids = header["token_ids"]
-            chunk = cls(
-                tenant=header["tenant"],
-                epoch=header["epoch"],
-                index=header["index"],
-                c2w_F44=_array(header["c2w"], np.float32).reshape(-1, 4, 4),
-                token_ids_T3=None if ids is None else _array(ids, np.int16).reshape(-1, 3),
-                encoded=Encoded(
-                    header["codec"], shape, header["dtype"], CODECS[header["codec"]].layout(shape), payload_LN
-                ),
-                layer_digests=tuple(header["layer_digests"]),
-                checksum=content["checksum"],
-            )
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            RuntimeError,
-            msgpack.UnpackException,
-        ) as fault:
-            raise ChunkCorrupt(f"a chunk of {len(data)} bytes cannot be read: {fault!r}") from fault
-        chunk.verify()
-        return chunk
+        return cls.read(Buffer(data))
+
+    @classmethod
+    def read(cls, source: Source) -> KVChunk:
+        """The chunk that the source holds, on the CPU, verified. Raises ChunkCorrupt, naming the source."""
+        reader = ChunkReader.open(source)
+        header, encoded = reader.header, reader.read()
+        return cls(
+            tenant=header.tenant,
+            epoch=header.epoch,
+            index=header.index,
+            c2w_F44=header.c2w_F44,
+            token_ids_T3=header.token_ids_T3,
+            encoded=encoded,
+            layer_digests=header.layer_digests,
+            checksum=header.checksum,
+        )
 
 
 def make_chunk(
@@ -124,34 +136,6 @@ def make_chunk(
     token_ids_T3: NDArray[np.int16] | None = None,
 ) -> KVChunk:
     """A sealed chunk: its checksum is computed here, once. Waits for the payload's device."""
-    poses, digests = np.ascontiguousarray(c2w_F44, np.float32), layer_digests(encoded)
+    poses, digests = np.ascontiguousarray(c2w_F44, np.float32), digests_of(encoded.payload_LN)
     draft = KVChunk(tenant, epoch, index, poses, token_ids_T3, encoded, digests, "")
-    return replace(draft, checksum=_checksum(draft))
-
-
-def layer_digests(encoded: Encoded) -> tuple[bytes, ...]:
-    """xxh3-128 of each layer. Reads the whole payload; waits for its device."""
-    return tuple(xxhash.xxh3_128_digest(layer_N) for layer_N in encoded.payload_LN.cpu().numpy())
-
-
-def _header(chunk: KVChunk) -> dict[str, object]:
-    return {
-        "tenant": chunk.tenant,
-        "epoch": chunk.epoch,
-        "index": chunk.index,
-        "c2w": chunk.c2w_F44.tobytes(),
-        "token_ids": None if chunk.token_ids_T3 is None else chunk.token_ids_T3.tobytes(),
-        "codec": chunk.encoded.codec,
-        "shape": list(chunk.encoded.shape),
-        "dtype": chunk.encoded.dtype,
-        "layer_digests": list(chunk.layer_digests),
-    }
-
-
-def _checksum(chunk: KVChunk) -> str:
-    return xxhash.xxh3_128_hexdigest(msgpack.packb(_header(chunk)))
-
-
-def _array(data: bytes, dtype: type[np.generic]) -> NDArray[Any]:
-    # A copy: torch warns of arrays that cannot be written to, as views of bytes are.
-    return np.frombuffer(data, dtype).copy()
+    return replace(draft, checksum=draft.header.checksum)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import get_args
 
 from worldkv.errors import ConfigError
 from worldkv.memory.codec import CODECS
 from worldkv.memory.compression import Pruning
+from worldkv.memory.ranking import Ranking
 from worldkv.window.positions import PositionMode
 
 
@@ -23,8 +25,10 @@ class MemoryPolicy:
     """Last chunks before the current one; None keeps all: full KV."""
     retrieved_chunks: int = 0
     """Past chunks brought back per chunk; 0 forgets what leaves the window."""
-    ranking: Literal["pose", "random"] = "pose"
+    ranking: Ranking = "pose"
     """How past chunks are ranked; `random` is the baseline of the benchmark."""
+    sight: float = 8.0
+    """How far the camera is taken to see, in world units, where chunks are ranked by `overlap`."""
     positions: PositionMode = "rebased"
     """Temporal positions of the window; `original` is the published behaviour."""
     codec: str = "int4"
@@ -42,6 +46,12 @@ class MemoryPolicy:
                 f"sink_chunks={self.sink_chunks}, recent_chunks={self.recent_chunks}, "
                 f"retrieved_chunks={self.retrieved_chunks}: none may be negative"
             )
+        if self.ranking not in get_args(Ranking):
+            raise ConfigError(f"ranking={self.ranking!r}: must be one of {', '.join(get_args(Ranking))}")
+        if not 0 < self.sight < math.inf:
+            raise ConfigError(f"sight={self.sight}: must be a finite length above 0, in world units")
+        if self.parity and self.ranking in ("overlap", "yaw"):
+            raise ConfigError(f"ranking={self.ranking} with parity: the published retrieval ranks by pose")
         if self.pruning is not None and not self.pruning.joint:
             raise ConfigError("pruning of stored chunks must be joint: one list of tokens for all layers")
 
@@ -108,6 +118,8 @@ def _check_effect(policy: MemoryPolicy, changes: Sequence[str]) -> None:
     """A comparison with a policy that is secretly another one's twin misleads: refuse it."""
     if policy.recent_chunks is None and policy.retrieved_chunks:
         raise ConfigError("full KV evicts nothing, so nothing can be retrieved: give recent_chunks too")
+    if any(change.startswith("sight=") for change in changes) and policy.ranking != "overlap":
+        raise ConfigError("sight changes nothing unless chunks are ranked by what they saw: give ranking=overlap too")
     idle = [change for change in changes if change.partition("=")[0] in _OF_STORED_CHUNKS]
     if idle and not policy.remembers:
         raise ConfigError(f"{idle[0]} changes nothing where nothing is retrieved: give retrieved_chunks too")
@@ -126,6 +138,13 @@ def _share(text: str) -> float:
         raise ConfigError("must be a number above 0 and at most 1") from None
 
 
+def _length(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError("must be a length in world units, above 0") from None
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -139,10 +158,11 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "sink_chunks": _whole_number,
     "recent_chunks": _whole_number,
     "retrieved_chunks": _whole_number,
-    "ranking": _one_of("pose", "random"),
+    "ranking": _one_of(*get_args(Ranking)),
+    "sight": _length,
     "positions": _one_of("original", "rebased"),
     "codec": _one_of(*CODECS),
     "keep": _share,
     "rule": _one_of("centroid", "nearest"),
 }
-_OF_STORED_CHUNKS = ("ranking", "codec", "keep", "rule")
+_OF_STORED_CHUNKS = ("ranking", "sight", "codec", "keep", "rule")

@@ -9,7 +9,9 @@ candidates. The squared length is what the published code computes, though the p
 and one chunk is never a candidate.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,8 @@ Ints = NDArray[np.int64]
 # near.
 STILL_RADIANS = 1e-5
 STILL_RELATIVE_LENGTH = 1e-6
+SQRT_8 = 8**0.5
+# The chord between opposite rotations.
 
 
 def candidates(current_chunk: int, sink_chunks: int, recent_chunks: int, *, parity: bool = False) -> range:
@@ -66,17 +70,46 @@ def mean_pose_distance(pose_N44: Floats, query_44: Floats, *, parity: bool = Fal
     """
     if len(pose_N44) == 0:
         return np.zeros(0)
-    length_sq_N = ((pose_N44[:, :3, 3] - query_44[:3, 3]) ** 2).sum(axis=-1)
+    length_sq_N = length_sq(pose_N44, query_44)
+    angle_N = angle(pose_N44, query_44, parity=parity)
+    if parity:
+        return combined(length_sq_N, angle_N, Maxima(float(length_sq_N.max()), float(angle_N.max())))
+    extent = max(float(np.abs(pose_N44[:, :3, 3]).max()), float(np.abs(query_44[:3, 3]).max()))
+    return combined(length_sq_N, angle_N, moving(float(length_sq_N.max()), float(angle_N.max()), extent))
+
+
+def length_sq(pose_N44: Floats, query_44: Floats) -> Floats:
+    """Squared distance [N] in place. A row's value does not depend on the other rows."""
+    return _sum_of_squares((pose_N44[:, :3, 3] - query_44[:3, 3]).T)
+
+
+def angle(pose_N44: Floats, query_44: Floats, *, parity: bool = False) -> Floats:
+    """Angle [N] between rotations in radians. A row's value does not depend on the other rows."""
     rotation_N33, rotation_33 = pose_N44[:, :3, :3], query_44[:3, :3]
     if parity:
         cosine_N = (np.einsum("nij,ij->n", rotation_N33, rotation_33) - 1) / 2
-        return 0.5 * _by_maximum(length_sq_N, 0.0) + 0.5 * _by_maximum(np.arccos(cosine_N.clip(-1, 1)), 0.0)
+        return np.asarray(np.arccos(cosine_N.clip(-1, 1)))
     # The chord form keeps its digits near zero, where arccos(trace) loses half of them.
-    chord_N = np.linalg.norm(rotation_N33 - rotation_33, axis=(-2, -1))
-    angle_N = 2 * np.arcsin((chord_N / np.sqrt(8)).clip(0, 1))
-    extent = max(np.abs(pose_N44[:, :3, 3]).max(), np.abs(query_44[:3, 3]).max())
-    still_sq = float(STILL_RELATIVE_LENGTH * extent) ** 2
-    return 0.5 * _by_maximum(length_sq_N, still_sq) + 0.5 * _by_maximum(angle_N, STILL_RADIANS)
+    chord_N = np.sqrt(_sum_of_squares((rotation_N33 - rotation_33).reshape(-1, 9).T))
+    return np.asarray(2 * np.arcsin(np.minimum(chord_N / SQRT_8, 1.0)))
+
+
+class Maxima(NamedTuple):
+    """What the two parts of the distance are divided by; 0 where all candidates count as equally near."""
+
+    length_sq: float
+    angle: float
+
+
+def moving(length_sq: float, angle: float, extent: float) -> Maxima:
+    """The maxima over the candidates, 0 for a camera that stood still; `extent` is the largest coordinate."""
+    moved = length_sq > (STILL_RELATIVE_LENGTH * extent) ** 2
+    return Maxima(length_sq if moved else 0.0, angle if angle > STILL_RADIANS else 0.0)
+
+
+def combined(length_sq_N: Floats, angle_N: Floats, maxima: Maxima) -> Floats:
+    """The distance of candidates, or of some of them, given the maxima over all."""
+    return 0.5 * _by_maximum(length_sq_N, maxima.length_sq) + 0.5 * _by_maximum(angle_N, maxima.angle)
 
 
 def pose_distance(
@@ -102,7 +135,7 @@ def rank(distance_N: Floats, chunk_N: Sequence[int] | range | Ints) -> Ints:
 
 def select(distance_N: Floats, chunk_N: Sequence[int] | range | Ints, count: int) -> Ints:
     """The `count` nearest chunk indices, nearest first; all of them where there are fewer."""
-    return rank(distance_N, chunk_N)[: _checked(count)]
+    return rank(distance_N, chunk_N)[: checked(count)]
 
 
 def select_random(
@@ -117,22 +150,30 @@ def select_random(
     key = np.array([seed, rollout], dtype=np.uint64)
     counter = np.array([0, 0, 0, current_chunk], dtype=np.uint64)
     draw_N = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(len(index_N))
-    chosen: Ints = index_N[np.argsort(draw_N, kind="stable")[: _checked(count)]]
+    chosen: Ints = index_N[np.argsort(draw_N, kind="stable")[: checked(count)]]
     return chosen
 
 
 def _nearest_rotation(matrix_N33: Floats) -> Floats:
     u, _, vt = np.linalg.svd(matrix_N33)
-    u[..., :, 2] *= np.sign(np.linalg.det(u @ vt))[..., None]
-    return np.asarray(u @ vt)
+    rotation_N33: Floats = u @ vt
+    mirrored_N = np.linalg.det(rotation_N33) < 0
+    if mirrored_N.any():
+        u[..., :, 2] *= np.where(mirrored_N, -1.0, 1.0)[..., None]
+        rotation_N33 = u @ vt
+    return rotation_N33
 
 
-def _by_maximum(distance_N: Floats, still: float) -> Floats:
-    maximum = distance_N.max()
-    return distance_N / maximum if maximum > still else np.zeros_like(distance_N)
+def _by_maximum(distance_N: Floats, maximum: float) -> Floats:
+    return distance_N / maximum if maximum > 0 else np.zeros_like(distance_N)
 
 
-def _checked(count: int) -> int:
+def _sum_of_squares(part_3N: Floats) -> Floats:
+    # Not `sum(axis=...)`, whose order of additions depends on the array's layout.
+    return np.asarray(functools.reduce(np.add, part_3N * part_3N))
+
+
+def checked(count: int) -> int:
     if count < 0:
         raise ConfigError(f"count={count}: the number of chunks to retrieve must be 0 or more")
     return count

@@ -1,159 +1,292 @@
-"""The chunk memory of one process: tiers of chunks, nearest first, each bounded.
+"""The chunk memory of one process: tiers of chunks, nearest first, each bounded, and one set of books for all.
 
-- A chunk lies in exactly one tier; admitted to tier 0, demoted when that is full, dropped from the last.
-- Every lookup is a hit in one tier or a miss with a reason: `lookups = hits + misses` holds after every call.
-- A chunk that fails its checksum, or was made by other weights, is a miss and is dropped; it never returns pixels.
-- Chunks are counted by reference: sessions that fork hold the same chunk, and it goes when the last lets go.
+    admit -> place in tier 0 ... demote under pressure ... drop from the last      (placement, eviction, detail)
+    fetch -> find (catalogue) -> read, verified (tier) -> promote -> hit or miss with a reason (books)
+
+- Every lookup is a hit in one tier or a miss with a reason: `lookups = hits + misses`, per tier and tenant.
+- An id means something to its tenant only; to any other it is as unknown as one that never was.
+- What is damaged, unreadable or made by other weights is a miss, never pixels and never an exception.
+- References count who wants a chunk. Forks share lists (`chunk_list`), not references: the memory never sees a fork.
+- A chunk may come back with less detail than it was admitted with, under the same id.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound
+from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ChunkPinned, TransferError
+from worldkv.memory import integrity
+from worldkv.memory.books import Books
+from worldkv.memory.catalogue import DEFAULT_TENANT, Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
-from worldkv.memory.tiers.resident import ResidentTier
-from worldkv.stats import MISS_REASONS, MemoryStats, TierStats
+from worldkv.memory.chunk_list import ChunkList
+from worldkv.memory.holds import Lease, Leases
+from worldkv.memory.placement import Placement, TierRules
+from worldkv.memory.tier import Tier
+from worldkv.stats import MemoryStats
 
 
 class ChunkMemory:
-    """Admit, fetch and release chunks. Single-threaded; calls block for copies between devices only."""
+    """Admit, fetch, hold and release chunks. Single-threaded; calls block for copies between tiers only."""
 
-    def __init__(self, tiers: Sequence[ResidentTier], epoch: str) -> None:
+    def __init__(self, tiers: Sequence[Tier], epoch: str, rules: Sequence[TierRules] | None = None) -> None:
         if not tiers:
             raise CapacityError("a chunk memory needs at least one tier, got none")
-        self.tiers, self.epoch = tuple(tiers), epoch
-        self._references: Counter[str] = Counter()
-        self._hits: Counter[str] = Counter()
-        self._misses: Counter[str] = Counter()
-        self._count: Counter[str] = Counter()
+        self.tiers = tuple(tiers)
+        self.rules = tuple(rules) if rules is not None else tuple(TierRules() for _ in tiers)
+        for tier, rule in zip(self.tiers, self.rules, strict=True):
+            rule.shares.check(tier.name, tier.capacity_bytes)
+        self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
+        self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch)
 
-    def __contains__(self, chunk_id: str) -> bool:
-        """Whether any tier holds the chunk now; no lookup is counted."""
-        return self._tier_of(chunk_id) is not None
+    @property
+    def epoch(self) -> str:
+        """Digest of the weights whose chunks are valid."""
+        return self._placement.epoch
 
-    def admit(self, chunk: KVChunk) -> str:
-        """Take one reference on the chunk and store it in tier 0, demoting others; returns its id.
+    def set_epoch(self, epoch: str) -> None:
+        """From now on chunks of other weights miss as `stale_epoch`. O(1): their bytes go when asked for or needed."""
+        self._placement.epoch = epoch
 
-        A chunk larger than every tier is dropped at once, and its fetch will miss as evicted.
+    def adopt(self) -> int:
+        """Take up the chunks that the tiers hold from an earlier process; how many. Blocks for reading them.
+
+        They are kept for whoever admits or asks for them, until room is needed.
         """
-        self._references[chunk.id] += 1
-        self._count["admitted"] += 1
-        self._count["admitted_bytes"] += chunk.nbytes
-        if self._tier_of(chunk.id) is None:
-            self._place(chunk, 0)
-        return chunk.id
+        found = 0
+        for level, tier in reversed(list(enumerate(self.tiers))):
+            for chunk_id in list(tier.ids()):
+                found += self._adopt(level, tier, chunk_id)
+        self._placement.enforce_limits()
+        return found
 
-    def retain(self, chunk_ids: Iterable[str]) -> None:
-        """Take one more reference on each (a fork). Raises ChunkNotFound for a chunk nobody holds."""
-        for chunk_id in chunk_ids:
-            if self._references[chunk_id] <= 0:
-                raise ChunkNotFound(f"chunk {chunk_id} is held by no session and cannot be retained")
-            self._references[chunk_id] += 1
+    def admit(self, chunk: KVChunk, *, group: Hashable = None, known_as: str | None = None) -> str:
+        """Take one reference on the chunk and store it in tier 0, making room; returns the id to ask for.
 
-    def admit_dropped(self, chunk_ids: Iterable[str]) -> None:
+        Chunks of one `group` show one world, so that one may stand in for another. `known_as` is the id under
+        which a chunk with less detail by now was first admitted. A chunk that no tier can take is dropped at once,
+        and its fetch will miss.
+        """
+        entry = self._entry_for(chunk.tenant, known_as or chunk.id, chunk)
+        entry.group = group if entry.references == 0 or entry.group == group else None
+        entry.references, entry.found = entry.references + 1, False
+        self._books.events["admitted"] += 1
+        self._books.events["admitted_bytes"] += chunk.nbytes
+        if not entry.copies:
+            self._catalogue.rename(entry, chunk)
+            entry.last_use = self._catalogue.tick()
+            if chunk.epoch == self.epoch:
+                self._placement.place(entry, chunk)
+            else:
+                self._books.events["dropped"] += 1
+        return known_as or chunk.id
+
+    def admit_dropped(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:
         """Take one reference on chunks that were dropped elsewhere: they miss as evicted, not as cold.
 
-        Where this memory holds the same content for another session, they hit.
+        Where this memory holds the same content for another session of the tenant, they hit.
         """
-        self._references.update(chunk_ids)
-
-    def release(self, chunk_ids: Iterable[str]) -> None:
-        """Give back one reference on each; a chunk nobody holds any more is gone."""
         for chunk_id in chunk_ids:
-            self._references[chunk_id] -= 1
-            if self._references[chunk_id] <= 0:
-                del self._references[chunk_id]
-                tier = self._tier_of(chunk_id)
-                if tier is not None:
-                    tier.pop(chunk_id)
+            entry = self._catalogue.find(tenant, chunk_id) or self._catalogue.add(tenant, self.epoch, chunk_id)
+            entry.references, entry.found = entry.references + 1, False
 
-    def fetch(self, chunk_ids: Sequence[str]) -> list[KVChunk | None]:
-        """The chunks, in order, promoted to tier 0 where they fit; None for each miss."""
-        return [self._fetch(chunk_id) for chunk_id in chunk_ids]
+    def release(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:
+        """Give back one reference on each; a chunk nobody holds any more is gone, from every tier.
 
-    def held(self, chunk_ids: Iterable[str]) -> list[KVChunk]:
-        """Those of the chunks that a tier holds and that are sound, coldest first.
+        Raises ChunkNotFound for a chunk on which nobody has a reference.
+        """
+        for chunk_id in chunk_ids:
+            entry = self._catalogue.find(tenant, chunk_id)
+            if entry is None or entry.references <= 0:
+                raise ChunkNotFound(f"chunk {chunk_id} of tenant {tenant} is held by nobody and cannot be released")
+            entry.references -= 1
+            self._forget_unless_wanted([entry])
+
+    def holds(self, chunk_id: str, *, tenant: str = DEFAULT_TENANT) -> bool:
+        """Whether a fetch could find the chunk now; no lookup is counted."""
+        entry = self._catalogue.find(tenant, chunk_id)
+        return entry is not None and bool(entry.copies) and entry.epoch == self.epoch
+
+    def fetch(self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT) -> list[KVChunk | None]:
+        """The chunks, in order, promoted to tier 0 where they fit; None for each miss.
+
+        No chunk of one fetch is moved by another one of it.
+        """
+        found: list[KVChunk | None] = []
+        pinned: list[Entry] = []
+        try:
+            for chunk_id in chunk_ids:
+                found.append(self._fetch(chunk_id, tenant))
+                if found[-1] is not None and (entry := self._catalogue.find(tenant, chunk_id)) is not None:
+                    entry.pins += 1
+                    pinned.append(entry)
+        finally:
+            self._unpin(pinned)
+        return found
+
+    @contextmanager
+    def pin(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> Iterator[None]:
+        """Meanwhile those of the chunks that a tier holds neither move nor go."""
+        entries = self._lying(chunk_ids, tenant)
+        for entry in entries:
+            entry.pins += 1
+        try:
+            yield
+        finally:
+            self._unpin(entries)
+
+    def lease(self, chunk_ids: Iterable[str], seconds: float, now: float, *, tenant: str = DEFAULT_TENANT) -> Lease:
+        """Hold those of the chunks that a tier holds until `expire` is told that `now + seconds` has come."""
+        wanted = tuple(chunk_id for chunk_id in chunk_ids if self.holds(chunk_id, tenant=tenant))
+        return Lease(self._leases.start(self._lying(wanted, tenant), now + seconds), wanted)
+
+    def renew(self, lease: Lease, seconds: float, now: float) -> None:
+        """Hold on until `now + seconds`. Raises LeaseExpired where it is too late."""
+        self._leases.renew(lease.number, seconds, now)
+
+    def end_lease(self, lease: Lease) -> None:
+        """Let go before time; nothing happens where it ran out."""
+        self._forget_unless_wanted(self._leases.end(lease.number))
+
+    def expire(self, now: float) -> None:
+        """End the leases that ran out by `now`."""
+        self._forget_unless_wanted(self._leases.expire(now))
+
+    def demote(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:
+        """Move the chunks one tier down, such as those of an idle session. Raises ChunkPinned for one that is held."""
+        for entry in self._lying(chunk_ids, tenant):
+            if entry.firm:
+                raise ChunkPinned(f"chunk {entry.id} has {entry.pins} pins and {entry.leases} leases and cannot move")
+            if entry.copies:
+                self._placement.demote(entry)
+
+    def held(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> dict[str, KVChunk]:
+        """Id -> chunk of those that a tier holds and that are sound, coldest first.
 
         Admitted in this order to empty tiers of the same size, they lie where they lie here. No lookup is counted
         and nothing moves.
         """
-        wanted = set(chunk_ids)
-        lying = [tier.peek(i) for tier in reversed(self.tiers) for i in tier.ids() if i in wanted]
-        return [chunk for chunk in lying if chunk.epoch == self.epoch and _sound(chunk)]
+        names: dict[Entry, list[str]] = {}
+        for chunk_id in chunk_ids:
+            entry = self._catalogue.find(tenant, chunk_id)
+            if entry is not None and entry.copies and entry.epoch == self.epoch:
+                names.setdefault(entry, []).append(chunk_id)
+        found: dict[str, KVChunk] = {}
+        for entry in sorted(names, key=lambda entry: (-min(entry.copies), entry.copies[min(entry.copies)].stamp)):
+            chunk = self._look(entry)
+            found |= {} if chunk is None else dict.fromkeys(names[entry], chunk)
+        return found
+
+    def lying(self) -> list[list[str]]:
+        """Ids of what each tier holds, least recently used first."""
+        return [[entry.id for entry in self._catalogue.lying(level)] for level in range(len(self.tiers))]
 
     def stats(self) -> MemoryStats:
         """A frozen copy of all counters and the tiers' fill."""
-        hits, misses = self._hits.total(), {reason: self._misses[reason] for reason in MISS_REASONS}
-        tiers = tuple(TierStats(t.name, len(t), t.used_bytes, t.capacity_bytes, self._hits[t.name]) for t in self.tiers)
-        counts = {k: self._count[k] for k in ("admitted", "admitted_bytes", "demoted", "promoted", "dropped")}
-        return MemoryStats(self._count["lookups"], hits, misses, tiers=tiers, **counts)
+        return self._books.stats(self.tiers, self._catalogue)
 
-    def audit(self) -> list[str]:
-        """Faults in the books, empty when all is well: held twice, unreferenced, or bytes miscounted."""
-        faults = []
-        seen: Counter[str] = Counter(i for tier in self.tiers for i in tier.ids())
-        faults += [f"chunk {i} lies in {n} tiers" for i, n in seen.items() if n > 1]
-        faults += [f"chunk {i} is held by nobody" for i in seen if self._references[i] <= 0]
-        for tier in self.tiers:
-            used = sum(tier.peek(i).nbytes for i in tier.ids())
-            if used != tier.used_bytes or used > tier.capacity_bytes:
-                faults.append(
-                    f"tier {tier.name}: {used} bytes held, {tier.used_bytes} booked, {tier.capacity_bytes} cap"
-                )
+    def check_integrity(self, lists: Iterable[ChunkList] | None = None, *, tenant: str = DEFAULT_TENANT) -> list[str]:
+        """Faults in the books, empty when all is well. Reads no payloads.
+
+        With `lists`, those of all sessions of the tenant, references are recounted too: none leaked, none missing.
+        """
+        faults = [*integrity.tier_faults(self._placement, self._catalogue)]
+        faults += [*integrity.entry_faults(self._catalogue), *integrity.lookup_faults(self.stats())]
+        if lists is not None:
+            faults += integrity.reference_faults(self._catalogue, list(lists), tenant)
         return faults
 
-    def _tier_of(self, chunk_id: str) -> ResidentTier | None:
-        return next((tier for tier in self.tiers if chunk_id in tier), None)
+    def close(self) -> None:
+        """Close the tiers; what is durable stays."""
+        for tier in self.tiers:
+            tier.close()
 
-    def _place(self, chunk: KVChunk, level: int) -> bool:
-        """Into tier `level`, pushing its least recently used chunks one tier down, or out of the last.
+    def _fetch(self, chunk_id: str, tenant: str) -> KVChunk | None:
+        entry = self._catalogue.find(tenant, chunk_id)
+        if entry is not None and entry.epoch != self.epoch:
+            self._miss_as_stale(entry)
+            return None
+        damaged = False
+        for level in range(len(self.tiers)):
+            if entry is None or level not in entry.copies:
+                self._books.passed(level, tenant, entry.left.get(level, "cold") if entry else "cold")
+                continue
+            chunk = self._placement.read(entry, level)
+            if chunk is not None:
+                return self._hit(entry, chunk, level)
+            self._books.passed(level, tenant, "corrupt")
+            damaged = True
+        self._books.miss("corrupt" if damaged else entry.lost if entry else "cold")
+        if entry is not None:
+            self._placement.settle(entry)
+        return None
 
-        A chunk that is larger than the tier goes further down; False when no tier took it.
-        """
-        if level == len(self.tiers):
-            self._count["dropped"] += 1
+    def _hit(self, entry: Entry, chunk: KVChunk, level: int) -> KVChunk:
+        self._books.hit(level, entry.tenant)
+        self._catalogue.touch(entry)
+        return self._placement.promote(entry, chunk, level)
+
+    def _miss_as_stale(self, entry: Entry) -> None:
+        for level in range(len(self.tiers)):
+            self._books.passed(level, entry.tenant, "stale_epoch")
+        self._books.miss("stale_epoch")
+        if not entry.firm:
+            self._placement.drop(entry, "stale_epoch")
+            self._placement.settle(entry)
+
+    def _entry_for(self, tenant: str, name: str, chunk: KVChunk) -> Entry:
+        """The entry of this name: one it had before, that of the chunk's own content, or a fresh one."""
+        known, same = self._catalogue.find(tenant, name), self._catalogue.find(tenant, chunk.id)
+        if same is None:
+            return known or self._catalogue.add(tenant, chunk.epoch, name)
+        if known is None:
+            self._catalogue.also_named(same, name)
+        elif known is not same:
+            if known.copies or known.firm:
+                return known
+            self._catalogue.merge(known, same)
+        return same
+
+    def _adopt(self, level: int, tier: Tier, chunk_id: str) -> bool:
+        before = tier.used_bytes
+        try:
+            chunk = tier.get(chunk_id)
+        except (ChunkCorrupt, ChunkNotFound, TransferError):
+            self._placement.set_aside(chunk_id, level)
             return False
-        tier = self.tiers[level]
-        if chunk.nbytes > tier.capacity_bytes:
-            return self._place(chunk, level + 1)
-        while chunk.nbytes > tier.capacity_bytes - tier.used_bytes:
-            oldest = tier.pop(next(tier.ids()))
-            self._count["demoted"] += self._place(oldest, level + 1)
-        tier.put(chunk)
+        assert tier.used_bytes == before, f"tier {tier.name} changed while chunk {chunk_id} was read"
+        entry = self._catalogue.find(chunk.tenant, chunk_id)
+        if entry is None:
+            entry = self._catalogue.add(chunk.tenant, chunk.epoch, chunk_id)
+            entry.describe(chunk)
+            entry.found = True
+        if level not in entry.copies:
+            self._catalogue.enter(entry, level, tier.cost_bytes(chunk))
         return True
 
-    def _fetch(self, chunk_id: str) -> KVChunk | None:
-        self._count["lookups"] += 1
-        tier = self._tier_of(chunk_id)
-        if tier is None:
-            self._misses["evicted" if self._references[chunk_id] > 0 else "cold"] += 1
+    def _look(self, entry: Entry) -> KVChunk | None:
+        """The chunk if it is sound, verified wherever it lies; nothing changes where it is not."""
+        try:
+            chunk = self.tiers[min(entry.copies)].get(entry.id)
+            chunk.verify()
+        except (ChunkCorrupt, ChunkNotFound, TransferError):
             return None
-        chunk = tier.get(chunk_id)
-        if (reason := self._fault(chunk, tier)) is not None:
-            tier.pop(chunk_id)
-            self._misses[reason] += 1
-            self._count["dropped"] += 1
-            return None
-        self._hits[tier.name] += 1
-        if tier is not self.tiers[0] and chunk.nbytes <= self.tiers[0].capacity_bytes:
-            self._place(tier.pop(chunk_id), 0)
-            self._count["promoted"] += 1
-            return self.tiers[0].peek(chunk_id)  # already on its device: not copied again by whoever loads it
         return chunk
 
-    def _fault(self, chunk: KVChunk, tier: ResidentTier) -> str | None:
-        if chunk.epoch != self.epoch:
-            return "stale_epoch"
-        if tier is self.tiers[0]:
-            return None  # verified when it came here; device memory is not checked again at each use
-        return None if _sound(chunk) else "corrupt"
+    def _lying(self, chunk_ids: Iterable[str], tenant: str) -> list[Entry]:
+        entries = (self._catalogue.find(tenant, chunk_id) for chunk_id in chunk_ids)
+        return [entry for entry in entries if entry is not None and entry.copies]
 
+    def _unpin(self, entries: Iterable[Entry]) -> None:
+        entries = list(entries)
+        for entry in entries:
+            entry.pins -= 1
+        self._forget_unless_wanted(entries)
 
-def _sound(chunk: KVChunk) -> bool:
-    try:
-        chunk.verify()
-    except ChunkCorrupt:
-        return False
-    return True
+    def _forget_unless_wanted(self, entries: Iterable[Entry]) -> None:
+        for entry in dict.fromkeys(entries):
+            if not entry.wanted and entry.names:
+                for level in list(entry.copies):
+                    self._placement.remove(entry, level, "evicted")
+                self._catalogue.forget(entry)

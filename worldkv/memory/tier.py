@@ -6,7 +6,7 @@ Which chunk goes where, what leaves and when is decided by the store; recency, r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from worldkv.memory.chunk import KVChunk
 
@@ -60,7 +60,10 @@ class Tier(Protocol):
         ...
 
     def remove(self, chunk_id: str) -> None:
-        """Forget the chunk and free its bytes; nothing happens where it is not here."""
+        """Forget the chunk and free its bytes; nothing happens where it is not here.
+
+        Raises TransferError where that fails; the chunk is then still here.
+        """
         ...
 
     def check(self) -> list[str]:
@@ -69,4 +72,13 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Give back what is held outside the process' heap; what is durable stays."""
+        ...
+
+
+@runtime_checkable
+class Quarantines(Protocol):
+    """A tier that keeps damaged pieces, where nothing reads them, for whoever looks for the cause."""
+
+    def quarantine(self, chunk_id: str) -> None:
+        """The chunk is not here any more. Raises TransferError as `Tier.remove` does."""
         ...

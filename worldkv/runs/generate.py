@@ -18,18 +18,16 @@ from worldkv.dataset import DatasetReader, DatasetSchema, DatasetWriter, Encoder
 from worldkv.denoise import noise_levels
 from worldkv.errors import ConfigError
 from worldkv.memory.policy import MemoryPolicy, parse_policy
-from worldkv.memory.store import ChunkMemory
-from worldkv.memory.tiers.resident import ResidentTier
 from worldkv.models.rooms.model import SHIPPED_WEIGHTS, RoomsModel
 from worldkv.report.figures import policy_figures
 from worldkv.results import RunResult, WorldTruth
 from worldkv.rollout import StageSeconds, rollout
 from worldkv.runs import folder as run_folder
+from worldkv.runs import memory as run_memory
 from worldkv.runs import worlds as run_worlds
 from worldkv.runs.episodes import ACTION_NAMES, SCALARS, TRUTH_VIDEO, to_episode, to_worlds
 from worldkv.session import open_session
 
-MIB = 2**20
 Progress = Callable[[str, int, int], None]
 """(what is in work, chunks done, chunks in all)"""
 
@@ -67,6 +65,7 @@ def generate(
     model = load_model(config)
     policies = [parse_policy(text) for text in config.policies]
     chunks = run_worlds.check(config, model)
+    run_memory.check(config.memory, model.geometry, policies)
     folder = run_folder.claim(config, resume=resume)
     schema, provenance = _schema(config, model, policies), _provenance(model)
     with DatasetWriter.open(folder / run_folder.DATASET, schema, provenance=provenance, resume=resume) as writer:
@@ -121,7 +120,7 @@ class _Work:
 
     def _roll(self, worlds: Sequence[WorldTruth], policy: MemoryPolicy) -> list[Episode]:
         config, model = self.config, self.model
-        memory = ChunkMemory(_tiers(config, model), model.epoch)
+        memory = run_memory.open_memory(config.memory, model)
         sessions = [
             open_session(model, memory, policy, w.trajectory, seed=config.sampling.seed, rollout=w.seed) for w in worlds
         ]
@@ -139,6 +138,7 @@ class _Work:
             self._tell(f"{where}, {policy.name}", len(records))
         for session in sessions:
             session.close()
+        memory.close()
         self._time(policy, made, seconds, clock)
         facts = self._facts(policy)
         return [
@@ -168,13 +168,6 @@ class _Work:
 
 def _key(seed: int, policy: MemoryPolicy) -> str:
     return f"{run_worlds.name_of(seed)}/{policy.name}"
-
-
-def _tiers(config: RunConfig, model: RoomsModel) -> list[ResidentTier]:
-    return [
-        ResidentTier("device", model.device, config.memory.device_capacity_mib * MIB),
-        ResidentTier("host", torch.device("cpu"), config.memory.host_capacity_mib * MIB),
-    ]
 
 
 def _provenance(model: RoomsModel) -> dict[str, int | float | str]:

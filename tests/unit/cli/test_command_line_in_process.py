@@ -232,19 +232,27 @@ def chunk() -> KVChunk:
 
 
 def test_inspect_shows_a_chunk_file(worldkv, tmp_path, chunk):
-    (tmp_path / "chunk").write_bytes(chunk.to_bytes())
-    said = worldkv("inspect", tmp_path / "chunk")
+    (tmp_path / "chunk.wkv").write_bytes(chunk.to_bytes())
+    said = worldkv("inspect", tmp_path / "chunk.wkv")
     assert said.code == 0
-    for word in (chunk.id, "lab", "weights-a", "int4", "2, 12, 2, 24", "% of bf16", "verified"):
+    for word in (chunk.id, "lab", "weights-a", "int4", "2, 12, 2, 24", "% of bf16", "version", "header and 2"):
         assert word in said.out
 
 
-@pytest.mark.parametrize("cut", [0, 1, 100])
+@pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_inspect_refuses_a_damaged_chunk_file_by_name(worldkv, tmp_path, chunk, cut):
-    (tmp_path / "chunk").write_bytes(chunk.to_bytes()[: -cut or 0])
-    assert only_error(worldkv("inspect", tmp_path / "chunk")).startswith(
-        f"error: {tmp_path / 'chunk'}: not a sound chunk file"
-    )
+    data = chunk.to_bytes()
+    path = tmp_path / "chunk.wkv"
+    path.write_bytes(data + b"0" if cut < 0 else data[: -cut or 0])
+    assert only_error(worldkv("inspect", path)).startswith(f"error: not a sound chunk file: {path}: ")
+
+
+def test_inspect_names_the_layer_that_is_damaged(worldkv, tmp_path, chunk):
+    data = bytearray(chunk.to_bytes())
+    data[-1] ^= 1
+    path = tmp_path / "chunk.wkv"
+    path.write_bytes(data)
+    assert re.search(r"checksum of layer 1: \w{32} expected, \w{32} found$", only_error(worldkv("inspect", path)))
 
 
 def test_eval_prints_a_table_and_writes_rows_and_plot(worldkv, tiny_rooms, tmp_path):

@@ -93,9 +93,8 @@ def test_worldkv_stores_a_chunk_in_fewer_bytes_than_a_window_holds_it_in(tiny, r
 
 
 def chunk_bytes(codec: str, shape: tuple[int, int, int, int]) -> int:
-    """Of the codec's tensors and the chunk's float32 poses."""
-    tensors = sum(int(np.prod(size)) * dtype.itemsize for size, dtype in CODECS[codec].layout(shape).values())
-    return tensors + PER_CHUNK * 4 * 4 * 4
+    """Of the codec's payload and the chunk's float32 poses."""
+    return CODECS[codec].nbytes(shape) + PER_CHUNK * 4 * 4 * 4
 
 
 def test_the_default_policy_stores_at_most_28_percent_of_bf16_at_the_shipped_geometry():
@@ -112,6 +111,17 @@ def test_a_world_is_scored_alike_alone_and_in_a_batch(tiny):
     apart = next(benchmark.run(tiny.model, replace(TINY, batch=1), case))
     assert together.psnr_mean == pytest.approx(apart.psnr_mean, abs=0.05)
     assert together.worlds == apart.worlds == 2
+
+
+def test_a_frame_is_judged_only_by_what_the_first_half_showed(tiny):
+    [world] = benchmark._draw(tiny.model, replace(TINY, worlds=1), "roam", 96, lambda *_: None)
+    _, depth = world.scene.truth(world.trajectory)
+    judged, seen = (
+        world.scene.revisits(world.trajectory, depth, chunk=PER_CHUNK, recent_chunks=2, given=given)
+        for given in (48, None)
+    )
+    np.testing.assert_array_equal(world.revisit_F, judged)
+    assert 0 < judged[48:].sum() < seen[48:].sum()
 
 
 def test_the_benchmark_repeats_but_for_its_speed(tiny):

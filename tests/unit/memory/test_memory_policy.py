@@ -24,6 +24,9 @@ def test_a_filled_window_is_as_long_as_its_parts():
     ("changes", "words"),
     [
         ({"codec": "zip"}, "codec='zip'.*int4"),
+        ({"ranking": "best"}, "ranking='best'.*pose, overlap, yaw, random"),
+        ({"sight": float("nan")}, "sight=nan"),
+        ({"ranking": "yaw", "parity": True}, "ranking=yaw with parity"),
         ({"sink_chunks": -1}, "sink_chunks=-1"),
         ({"recent_chunks": -1}, "recent_chunks=-1"),
         ({"retrieved_chunks": -2}, "retrieved_chunks=-2"),

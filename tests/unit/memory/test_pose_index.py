@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
+from worldkv.errors import ChunkNotFound
 from worldkv.memory import retrieval
 from worldkv.memory.index import PoseIndex
+from worldkv.memory.pose_rows import quaternion
 
 
 def poses_of(chunks: int, seed: int = 0) -> np.ndarray:
@@ -26,15 +29,18 @@ def index_of(poses_NF44: np.ndarray, *, parity: bool = False) -> PoseIndex:
 @pytest.mark.parametrize("parity", [False, True])
 def test_ranks_as_the_distance_from_all_poses_does(parity):
     poses = poses_of(12)
-    query, candidates = poses_of(1, seed=1)[0], [1, 3, 4, 7, 8, 11]
+    query, candidates = poses_of(1, seed=1)[0], [1, 3, 4, 7, 8, 10]
     distance_N = retrieval.pose_distance(poses[candidates], query, parity=parity)
     expected = retrieval.select(distance_N, candidates, 4).tolist()
-    assert index_of(poses, parity=parity).nearest(candidates, query, 4) == expected
+    index = index_of(poses, parity=parity)
+    for chunk in {*range(1, 11)} - {*candidates}:
+        index.forget(chunk)
+    assert index.nearest(range(1, 11), query, 4) == expected
 
 
 def test_the_chunk_seen_from_the_same_place_comes_first():
     poses = poses_of(6)
-    assert index_of(poses).nearest(list(range(6)), poses[4], 1) == [4]
+    assert index_of(poses).nearest(range(6), poses[4], 1) == [4]
 
 
 def test_candidates_are_stored_and_allowed_oldest_first():
@@ -46,7 +52,7 @@ def test_candidates_are_stored_and_allowed_oldest_first():
 
 
 def test_nothing_is_nearest_among_no_candidates():
-    assert index_of(poses_of(3)).nearest([], poses_of(1)[0], 4) == []
+    assert index_of(poses_of(3)).nearest(range(3, 9), poses_of(1)[0], 4) == []
 
 
 def test_a_copy_goes_its_own_way():
@@ -54,3 +60,48 @@ def test_a_copy_goes_its_own_way():
     twin = index.copy()
     twin.add(9, poses_of(1)[0])
     assert (len(index), len(twin)) == (2, 3)
+
+
+def test_what_was_forgotten_is_not_found():
+    index = index_of(np.repeat(poses_of(1), 5, axis=0))
+    for chunk in (2, 4, 3):
+        index.forget(chunk)
+    assert index.chunks() == index.candidates(range(9)) == [0, 1]
+    assert index.nearest(range(1, 9), poses_of(1)[0], 4) == [1]
+    with pytest.raises(ChunkNotFound, match="chunk 3 is not among the 2"):
+        index.forget(3)
+    with pytest.raises(ChunkNotFound, match="chunk 9"):
+        index.mean_pose(9)
+
+
+def test_a_camera_that_stands_still_takes_one_row():
+    index = index_of(np.repeat(poses_of(2), 500, axis=0))
+    assert [rows.count for rows in index._blocks] == [2]
+    assert index.nearest(range(1, 900), poses_of(1)[0], 3) == [499, 498, 497]
+
+
+def test_forks_share_rows_until_one_writes():
+    index = index_of(poses_of(6))
+    twin = index.copy()
+    assert twin._blocks[0] is index._blocks[0]
+    twin.forget(2)
+    index.add(6, poses_of(1, seed=1)[0])
+    assert index.chunks() == [0, 1, 2, 3, 4, 5, 6]
+    assert twin.chunks() == [0, 1, 3, 4, 5]
+
+
+def test_a_chunk_added_again_or_late_takes_its_place():
+    poses = poses_of(4)
+    index = PoseIndex(parity=False)
+    for chunk, pose in ((0, 0), (7, 1), (3, 2), (7, 3)):
+        index.add(chunk, poses[pose])
+    assert index.chunks() == [0, 3, 7]
+    assert index.nearest(range(9), poses[3], 1) == [7]
+
+
+def test_the_quaternion_is_that_of_the_rotation():
+    for rotation in Rotation.random(50, rng=0):
+        wxyz = quaternion(rotation.as_matrix())
+        assert abs(wxyz @ rotation.as_quat(scalar_first=True)) == pytest.approx(1, abs=1e-15)
+    half_turn = Rotation.from_euler("y", 180, degrees=True).as_matrix()
+    np.testing.assert_allclose(quaternion(half_turn), [0, 0, 1, 0], atol=1e-15)

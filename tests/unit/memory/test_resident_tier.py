@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worldkv.errors import CapacityError, ChunkNotFound
+from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound
 from worldkv.memory.tiers.resident import ResidentTier
 
 
@@ -15,7 +15,7 @@ def test_used_bytes_are_those_of_the_chunks_it_holds(new_chunk):
     tier.put(a)
     tier.put(b)
     assert (len(tier), tier.used_bytes) == (2, a.nbytes + b.nbytes)
-    assert tier.pop(a.id) is not None
+    tier.remove(a.id)
     assert (len(tier), tier.used_bytes, a.id in tier) == (1, b.nbytes, False)
 
 
@@ -36,20 +36,36 @@ def test_putting_a_chunk_again_books_it_once(new_chunk):
     assert (len(tier), tier.used_bytes) == (1, a.nbytes)
 
 
-def test_ids_run_from_least_to_most_recently_used(new_chunk):
-    a, b, c = (new_chunk(i) for i in range(3))
-    tier = tier_of(3 * a.nbytes)
-    for chunk in (a, b, c):
-        tier.put(chunk)
-    tier.get(a.id)
-    assert list(tier.ids()) == [b.id, c.id, a.id]
-    tier.put(b)
-    assert list(tier.ids()) == [c.id, a.id, b.id]
-    tier.peek(c.id)
-    assert list(tier.ids()) == [c.id, a.id, b.id]
+def test_removing_frees_the_bytes_once(new_chunk):
+    a = new_chunk(0)
+    tier = tier_of(a.nbytes)
+    tier.put(a)
+    tier.remove(a.id)
+    tier.remove(a.id)
+    assert (len(tier), tier.used_bytes, tier.check()) == (0, 0, [])
 
 
-@pytest.mark.parametrize("verb", ["get", "peek", "pop"])
-def test_an_absent_chunk_is_named(verb):
+def test_an_absent_chunk_is_named():
     with pytest.raises(ChunkNotFound, match="tier host does not hold chunk abc"):
-        getattr(tier_of(100), verb)("abc")
+        tier_of(100).get("abc")
+
+
+@pytest.mark.parametrize("verifies", [True, False])
+def test_a_damaged_chunk_is_refused_where_the_tier_verifies(new_chunk, damage, verifies):
+    a = new_chunk(0)
+    tier = ResidentTier("host", torch.device("cpu"), a.nbytes, verifies=verifies)
+    tier.put(a)
+    damage(tier, a.id)
+    if verifies:
+        with pytest.raises(ChunkCorrupt):
+            tier.get(a.id)
+    else:
+        assert tier.get(a.id) is not None
+
+
+def test_check_names_bytes_that_do_not_add_up(new_chunk):
+    a = new_chunk(0)
+    tier = tier_of(2 * a.nbytes)
+    tier.put(a)
+    tier.used_bytes += 1
+    assert tier.check() == [f"{a.nbytes} bytes held, {a.nbytes + 1} booked, {2 * a.nbytes} cap"]

@@ -1,11 +1,7 @@
-"""A tier in the memory of one device: the GPU's, or the host's.
-
-Chunks are held least recently used first; the caller decides what leaves.
-"""
+"""A tier in the memory of one device: the GPU's, or the host's."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
@@ -15,12 +11,13 @@ from worldkv.memory.chunk import KVChunk
 
 
 class ResidentTier:
-    """Chunks of one device within `capacity_bytes`; used bytes never pass it."""
+    """A `memory.tier.Tier` of one device; used bytes never pass `capacity_bytes`."""
 
-    def __init__(self, name: str, device: torch.device, capacity_bytes: int) -> None:
-        self.name, self.device, self.capacity_bytes = name, device, capacity_bytes
+    def __init__(self, name: str, device: torch.device, capacity_bytes: int, *, verifies: bool = False) -> None:
+        """`verifies`: check each chunk as it is read, where that is cheap next to what the reader does with it."""
+        self.name, self.device, self.capacity_bytes, self.verifies = name, device, capacity_bytes, verifies
         self.used_bytes = 0
-        self._chunks: OrderedDict[str, KVChunk] = OrderedDict()
+        self._chunks: dict[str, KVChunk] = {}
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -29,13 +26,16 @@ class ResidentTier:
         return chunk_id in self._chunks
 
     def ids(self) -> Iterator[str]:
-        """Chunk ids, least recently used first."""
+        """Chunk ids in the order in which they came."""
         return iter(self._chunks)
 
+    def cost_bytes(self, chunk: KVChunk) -> int:
+        """See `Tier`."""
+        return chunk.nbytes
+
     def put(self, chunk: KVChunk) -> None:
-        """Copy the chunk here as most recently used. Raises CapacityError when it does not fit."""
+        """See `Tier`. Raises CapacityError when it does not fit."""
         if chunk.id in self._chunks:
-            self._chunks.move_to_end(chunk.id)
             return
         free = self.capacity_bytes - self.used_bytes
         if chunk.nbytes > free:
@@ -44,20 +44,28 @@ class ResidentTier:
         self.used_bytes += chunk.nbytes
 
     def get(self, chunk_id: str) -> KVChunk:
-        """The chunk, now most recently used. Raises ChunkNotFound."""
-        chunk = self.peek(chunk_id)
-        self._chunks.move_to_end(chunk_id)
-        return chunk
-
-    def peek(self, chunk_id: str) -> KVChunk:
-        """The chunk, no more recently used than before. Raises ChunkNotFound."""
+        """See `Tier`. Raises ChunkNotFound, and ChunkCorrupt where the tier verifies."""
         if chunk_id not in self._chunks:
             raise ChunkNotFound(f"tier {self.name} does not hold chunk {chunk_id}")
-        return self._chunks[chunk_id]
-
-    def pop(self, chunk_id: str) -> KVChunk:
-        """Take the chunk out. Raises ChunkNotFound."""
-        chunk = self.peek(chunk_id)
-        del self._chunks[chunk_id]
-        self.used_bytes -= chunk.nbytes
+        chunk = self._chunks[chunk_id]
+        if self.verifies:
+            chunk.verify()
         return chunk
+
+    def remove(self, chunk_id: str) -> None:
+        """See `Tier`."""
+        chunk = self._chunks.pop(chunk_id, None)
+        if chunk is not None:
+            self.used_bytes -= chunk.nbytes
+
+    def check(self) -> list[str]:
+        """See `Tier`."""
+        held = sum(chunk.nbytes for chunk in self._chunks.values())
+        if held == self.used_bytes <= self.capacity_bytes:
+            return []
+        return [f"{held} bytes held, {self.used_bytes} booked, {self.capacity_bytes} cap"]
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._chunks.clear()
+        self.used_bytes = 0

@@ -1,0 +1,126 @@
+"""Chunks that cross between tiers: sealed and verified on the way, or nothing of them is there."""
+
+import gc
+import math
+from concurrent.futures import Executor, Future
+
+import pytest
+import torch
+
+from worldkv.errors import CapacityError, ChunkCorrupt, TransferError
+from worldkv.memory.codec import CODECS
+from worldkv.memory.crossing import Crossing, Label
+from worldkv.memory.tiers.device import DeviceTier
+from worldkv.memory.tiers.host import HostTier
+from worldkv.memory.transfer import PlainLink, TransferEngine
+
+CPU = torch.device("cpu")
+LAYERS = 4
+
+
+@pytest.fixture(autouse=True)
+def _short_fragments(monkeypatch):
+    """One layer each, so that tests move bytes, not megabytes."""
+    monkeypatch.setattr("worldkv.memory.fragments.FRAGMENT_BYTES", 16)
+
+
+class AtOnce(Executor):
+    """Runs what it is given there and then."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.fixture
+def crossing():
+    tiers = (DeviceTier.open("device", CPU, 16 * 4096), HostTier.open("host", 16 * 4096))
+    crossing = Crossing(TransferEngine(PlainLink(), PlainLink()), *tiers, AtOnce())
+    yield crossing
+    gc.collect()
+    for tier in tiers:
+        assert tier.check() == []
+
+
+def keys_and_values(seed=0):
+    return torch.randn(2, LAYERS, 6, 2, 6, generator=torch.Generator().manual_seed(seed)).unbind()
+
+
+def label(chunk):
+    return Label(chunk.tenant, chunk.epoch, chunk.index, chunk.c2w_F44, chunk.token_ids_T3)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_chunk_that_went_down_is_the_one_that_would_have_been_made(codec, crossing, new_chunk):
+    like = new_chunk(3, codec=codec, pruned=True)
+    kv = CODECS[codec].decode(like.encoded)
+    chunk = crossing.down(CODECS[codec], kv, label(like)).chunk()
+    chunk.verify()
+    expected = CODECS[codec].encode(*kv)
+    assert chunk.encoded.payload_LN.equal(expected.payload_LN)
+    assert chunk.id in crossing.host
+    assert crossing.host.get(chunk.id).header.checksum == chunk.id
+
+
+def test_a_chunk_that_went_up_is_the_same_and_ready_layer_by_layer(crossing, new_chunk):
+    chunk = new_chunk()
+    crossing.host.put(chunk)
+    ascent = crossing.up(chunk.id)
+    assert ascent.layer(0).payload_LN.equal(chunk.encoded.payload_LN[:1])
+    assert chunk.id not in crossing.device
+    there = ascent.chunk()
+    there.verify()
+    assert there.id == chunk.id
+    assert chunk.id in crossing.device
+    again = crossing.down_again(chunk.id)
+    assert again.chunk().id == chunk.id
+
+
+def test_what_was_damaged_on_the_host_does_not_reach_the_device(crossing, new_chunk):
+    chunk = new_chunk()
+    crossing.host.put(chunk)
+    crossing.host.get(chunk.id).encoded.payload_LN[1, 5] ^= 1
+    ascent = crossing.up(chunk.id)
+    with pytest.raises(ChunkCorrupt, match="layer 1"):
+        ascent.chunk()
+    assert chunk.id not in crossing.device
+    del ascent
+    gc.collect()
+    assert crossing.device.used_bytes == 0
+
+
+def test_what_was_damaged_on_the_device_does_not_reach_the_host(crossing, new_chunk):
+    chunk = new_chunk()
+    crossing.device.put(chunk)
+    crossing.device.get(chunk.id).encoded.payload_LN[1, 5] ^= 1
+    with pytest.raises(ChunkCorrupt, match=chunk.id):
+        crossing.down_again(chunk.id).chunk()
+    assert len(crossing.host) == 0
+
+
+def test_what_is_late_or_cancelled_is_not_published_and_leaves_no_bytes(crossing, new_chunk):
+    chunk = new_chunk()
+    late = crossing.down(CODECS["int8"], keys_and_values(), label(chunk), deadline=-math.inf)
+    with pytest.raises(TransferError, match="late"):
+        late.chunk()
+    crossing.host.put(chunk)
+    ascent = crossing.up(chunk.id)
+    assert ascent.ticket.cancel()
+    with pytest.raises(TransferError, match="cancelled"):
+        ascent.chunk()
+    assert len(crossing.device) == 0
+    del late, ascent
+    gc.collect()
+    assert crossing.device.used_bytes == 0
+    assert crossing.host.used_bytes == crossing.host.cost_bytes(chunk)
+
+
+def test_no_room_is_an_error_before_anything_moves(crossing, new_chunk):
+    chunk = new_chunk()
+    crossing.host.put(chunk)
+    held = [crossing.device.reserve(1, 4096) for _ in range(16)]
+    with pytest.raises(CapacityError, match="65536 bytes arriving"):
+        crossing.up(chunk.id)
+    assert crossing.engine.stats().up.submitted == 0
+    assert len(held) == 16

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from worldkv.camera.poses import make_poses
+from worldkv.memory.index import PoseIndex
+from worldkv.memory.ranking import Query, by_overlap, centred_frustum, choose, yaw_distance, yaw_pitch
+
+INTRINSICS = np.array([100.0, 100.0, 100.0, 50.0], np.float32)
+SIGHT = 4.0
+
+
+def looking(yaw: float, pitch: float = 0.0, roll: float = 0.0, x: float = 0.0, z: float = 0.0) -> np.ndarray:
+    """One pose by angles in degrees: yaw to the right, pitch up."""
+    rotation = Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).as_matrix()
+    return make_poses(rotation[None], np.array([[x, 0, z]]))[0]
+
+
+def query_of(pose: np.ndarray) -> Query:
+    return Query(np.tile(pose, (3, 1, 1)), INTRINSICS, chunk=9, seed=1, rollout=2)
+
+
+def index_of(poses: list[np.ndarray]) -> PoseIndex:
+    index = PoseIndex(parity=False)
+    for chunk, pose in enumerate(poses):
+        index.add(chunk, np.tile(pose, (3, 1, 1)))
+    return index
+
+
+def test_yaw_and_pitch_are_those_of_the_view():
+    yaw, pitch = yaw_pitch(np.stack([looking(30, 20, roll=50), looking(-170, -60)]))
+    np.testing.assert_allclose(np.degrees(yaw), [30, -170])
+    np.testing.assert_allclose(np.degrees(pitch), [20, -60])
+
+
+def test_yaw_distance_counts_turns_across_the_half_circle_and_no_roll():
+    poses = np.stack([looking(175, roll=40), looking(-175), looking(85), looking(175, pitch=-45)])
+    np.testing.assert_allclose(yaw_distance(poses, looking(175)), [0, 0.5 / 9, 0.5, 0.25], atol=1e-12)
+
+
+def test_place_counts_as_in_the_published_distance():
+    poses = np.stack([looking(0, x=2), looking(90), looking(45, x=1)])
+    np.testing.assert_allclose(yaw_distance(poses, looking(0)), [0.5, 0.5, 0.375], atol=1e-12)
+
+
+def test_yaw_ranks_by_turns_where_pose_ranks_by_the_whole_rotation():
+    index, query = index_of([looking(30), looking(0, roll=60), looking(180)]), query_of(looking(0))
+    assert choose("pose", index, range(3), query, 1, sight=SIGHT) == [0]
+    assert choose("yaw", index, range(3), query, 1, sight=SIGHT) == [1]
+
+
+def test_overlap_prefers_who_saw_the_same_from_elsewhere():
+    turned_away, behind = looking(100), looking(0, z=-1)
+    query, index = query_of(looking(0)), index_of([behind, turned_away, looking(180, z=40)])
+    assert choose("pose", index, range(3), query, 2, sight=SIGHT) == [0, 1]
+    assert choose("overlap", index, range(1, 3), query, 2, sight=SIGHT) == [1, 2]
+    assert choose("overlap", index, range(3), query, 1, sight=SIGHT) == [0]
+
+
+def test_equal_overlaps_keep_their_order():
+    pose_N44 = np.stack([looking(180), looking(0), looking(0), looking(180)])
+    frustum = centred_frustum(INTRINSICS, SIGHT)
+    assert by_overlap([7, 3, 8, 5], pose_N44, looking(0), frustum, 3) == [3, 8, 7]
+
+
+def test_a_frustum_is_centred_on_the_principal_point():
+    frustum = centred_frustum(INTRINSICS, SIGHT)
+    assert (frustum.left, frustum.right, frustum.top, frustum.bottom) == (-1.0, 1.0, -0.5, 0.5)
+    assert frustum.far == SIGHT
+
+
+@pytest.mark.parametrize("ranking", ["pose", "overlap", "yaw", "random"])
+def test_no_ranking_offers_what_is_not_allowed_or_forgotten(ranking):
+    index = index_of([looking(10.0 * chunk) for chunk in range(8)])
+    index.forget(3)
+    chosen = choose(ranking, index, range(1, 6), query_of(looking(30)), 9, sight=SIGHT)
+    assert sorted(chosen) == [1, 2, 4, 5]
+    assert choose(ranking, index, range(8, 9), query_of(looking(30)), 9, sight=SIGHT) == []

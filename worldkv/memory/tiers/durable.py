@@ -1,0 +1,262 @@
+"""A tier of objects, one per chunk, behind any fsspec URL; it outlives the machine.
+
+- A chunk is here once its object is whole under its own name. Stores that show whole objects or none take it in one
+  request; others take it under a temporary name, which is then moved.
+- What the store says it holds is compared with what was sent, and every read is verified and must give the chunk that
+  was asked for.
+- Where a store moves by copying, the bytes of the one chunk that moves are there twice meanwhile.
+- A folder of this machine is a disk tier under another name: only there can a write be brought to the medium.
+- One process writes to a tier. On object stores nothing enforces that: give each its own URL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from worldkv.errors import ChunkCorrupt, ChunkNotFound, ConfigError, OutputError, TransferError, WorldKVError
+from worldkv.memory.chunk import KVChunk
+from worldkv.memory.format import Buffer
+from worldkv.memory.tier import Tier
+from worldkv.memory.tiers.disk import DiskTier, verified
+from worldkv.memory.tiers.folder import MARKER, QUARANTINE, VERSION, WHAT
+from worldkv.memory.tiers.ledger import Ledger
+from worldkv.memory.tiers.quarantine import Quarantine
+
+SUFFIX, PART_SUFFIX = ".wkv", ".part"
+OBJECT_NAME = re.compile(r"([0-9a-f]{32})\.wkv")
+PART_NAME = re.compile(r"[0-9a-f]{32}\.part")
+# Of these an object is seen whole or not at all.
+WHOLE_OBJECT_STORES = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
+# As stores call the time of the last write.
+TIME_KEYS = ("LastModified", "last_modified", "updated", "mtime", "created")
+# Raised by stores' clients, and no OSError; looked up where that client is loaded.
+CLIENT_FAULTS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+)
+
+
+def open_durable_tier(name: str, url: str, capacity_bytes: int) -> Tier:
+    """The tier at this URL: a disk tier where that is a folder of this machine. Lists what is there; reads no chunk.
+
+    Raises ConfigError for a URL that is none, or someone else's; OutputError or TransferError where the store refuses.
+    """
+    if capacity_bytes < 1:
+        raise ConfigError(f"tier {name}: a capacity of {capacity_bytes} bytes; at least 1 is needed")
+    try:
+        store, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError, OSError) as fault:
+        raise ConfigError(f"tier {name}: url {url!r} cannot be opened: {fault}") from fault
+    if isinstance(store, LocalFileSystem):
+        return DiskTier.open(name, Path(root), capacity_bytes)
+    tier = DurableTier(name, store, root.rstrip("/"), capacity_bytes)
+    tier.claim()
+    tier.scan()
+    return tier
+
+
+class DurableTier:
+    """Chunks in an object store within `capacity_bytes`. See `Tier`; made by `open_durable_tier`."""
+
+    def __init__(self, name: str, store: Any, root: str, capacity_bytes: int) -> None:
+        self.name, self.root, self.capacity_bytes = name, root, capacity_bytes
+        self._store = store
+        self._books = Ledger(name, capacity_bytes)
+        self._aside = Quarantine(lambda aside: self._delete(f"{root}/{QUARANTINE}/{aside}"))
+        protocols = {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
+        self._whole_objects = bool(protocols & WHOLE_OBJECT_STORES)
+
+    @property
+    def used_bytes(self) -> int:
+        """Of chunks that are here or on their way in; the quarantine, which yields to any chunk, not counted."""
+        return self._books.used_bytes
+
+    def __len__(self) -> int:
+        return len(self._books)
+
+    def __contains__(self, chunk_id: str) -> bool:
+        return chunk_id in self._books
+
+    def ids(self) -> Iterator[str]:
+        """Ids of the chunks that are here, in order of their last write."""
+        return iter(self._books.ids())
+
+    def cost_bytes(self, chunk: KVChunk) -> int:
+        """Bytes of the chunk's object."""
+        return chunk.header.total_bytes
+
+    def put(self, chunk: KVChunk) -> None:
+        """Store the chunk; see `Tier`. Copies it once; TransferError also where it is damaged already."""
+        chunk = verified(chunk, self.name)
+        if not self._books.reserve(chunk.id, self.cost_bytes(chunk), self._aside.trim):
+            return
+        stored = False
+        try:
+            with self._reported(f"chunk {chunk.id} cannot be written to {self._path(chunk.id)}"):
+                self._upload(chunk)
+            stored = True
+        finally:
+            if stored:
+                self._books.arrived(chunk.id)
+            else:
+                self._books.abandoned(chunk.id, cleared=self._clear(chunk.id))
+
+    def get(self, chunk_id: str) -> KVChunk:
+        """Read and verify the chunk, into memory of its own. See `Tier`."""
+        self._books.require(chunk_id)
+        path = self._path(chunk_id)
+        try:
+            with self._reported(f"chunk {chunk_id} cannot be read from {path}", absent=ChunkNotFound):
+                data = self._store.cat_file(path)
+        except ChunkNotFound:
+            self._books.forget(chunk_id)
+            raise
+        chunk = KVChunk.read(Buffer(data, f"tier {self.name}, {path}"))
+        if chunk.id != chunk_id:
+            raise ChunkCorrupt(f"tier {self.name}, {path}: chunk {chunk_id} expected, {chunk.id} found")
+        return chunk
+
+    def remove(self, chunk_id: str) -> None:
+        """Delete the chunk's object; raises TransferError where that fails, and the chunk is then still here."""
+        if chunk_id in self._books:
+            self._delete(self._path(chunk_id))
+            self._books.forget(chunk_id)
+
+    def quarantine(self, chunk_id: str) -> None:
+        """Set the chunk's object aside for whoever looks for the cause; it is not here any more.
+
+        The newest few are kept, and only where no chunk needs their bytes. Raises TransferError.
+        """
+        if chunk_id not in self._books:
+            return
+        name = chunk_id + SUFFIX
+        try:
+            with self._reported(f"chunk {chunk_id} cannot be set aside", absent=ChunkNotFound):
+                self._store.mv(self._path(chunk_id), f"{self.root}/{QUARANTINE}/{name}")
+        except ChunkNotFound:
+            self._books.forget(chunk_id)
+            return
+        self._aside.add(name, self._books.forget(chunk_id))
+
+    def check(self) -> list[str]:
+        """Faults in the tier's own books; asks the store nothing."""
+        faults = self._books.faults()
+        if self._aside.used_bytes + self.used_bytes > self.capacity_bytes:
+            faults.append(
+                f"tier {self.name}: {self.used_bytes} bytes used and {self._aside.used_bytes} in quarantine, "
+                f"capacity {self.capacity_bytes}"
+            )
+        return faults
+
+    def close(self) -> None:
+        """Nothing is held here."""
+
+    def claim(self) -> None:
+        """Mark the root as this tier's, or find that it is. Raises ConfigError where it is someone else's."""
+        marker, mine = f"{self.root}/{MARKER}", {"what": WHAT, "version": VERSION, "tier": self.name}
+        try:
+            with self._reported(f"{self.root} cannot be listed"):
+                self._store.invalidate_cache()
+                if not self._store.exists(marker):
+                    if foreign := self._store.find(self.root):
+                        raise ConfigError(
+                            f"tier {self.name}: {self.root} holds {foreign[0]!r}, which no tier wrote; "
+                            f"name a place of its own, such as {self.root}/worldkv"
+                        )
+                    self._store.pipe_file(marker, json.dumps(mine).encode())
+                found = json.loads(self._store.cat_file(marker))
+        except TransferError as fault:
+            raise OutputError(str(fault)) from fault
+        except json.JSONDecodeError as fault:
+            raise ConfigError(f"tier {self.name}: {marker} is damaged ({fault}); name another place") from fault
+        if found != mine:
+            raise ConfigError(
+                f"tier {self.name}: {self.root} belongs to another tier: {found}, not {mine}; name another place"
+            )
+
+    def scan(self) -> None:
+        """Book the objects that are here, oldest first; delete what crashes left and what is beyond the capacity."""
+        with self._reported(f"{self.root} cannot be listed"):
+            listed = self._store.find(self.root, detail=True)
+        prefix, shelves = f"{self.root}/".lstrip("/"), {"": OBJECT_NAME, f"{QUARANTINE}/": OBJECT_NAME}
+        found: dict[str, list[tuple[float, str, int]]] = {shelf: [] for shelf in shelves}
+        for path, about in listed.items():
+            shelf, slash, name = path.lstrip("/").removeprefix(prefix).rpartition("/")
+            if not shelf and PART_NAME.fullmatch(name):
+                self._delete(path)
+            elif shelf + slash in shelves and OBJECT_NAME.fullmatch(name):
+                found[shelf + slash].append((_written(about), name, int(about["size"])))
+        chunks = sorted(found[""])
+        surplus = sum(size for _, _, size in chunks) - self.capacity_bytes
+        while surplus > 0:
+            _, name, size = chunks.pop(0)
+            self._delete(f"{self.root}/{name}")
+            surplus -= size
+        self._books.adopt((name.removesuffix(SUFFIX), size) for _, name, size in chunks)
+        aside = [(name, size) for _, name, size in sorted(found[f"{QUARANTINE}/"])]
+        self._aside.adopt(aside, self.capacity_bytes - self.used_bytes)
+
+    def _path(self, chunk_id: str, suffix: str = SUFFIX) -> str:
+        return f"{self.root}/{chunk_id}{suffix}"
+
+    def _upload(self, chunk: KVChunk) -> None:
+        data, final = chunk.to_bytes(), self._path(chunk.id)
+        target = final if self._whole_objects else self._path(chunk.id, PART_SUFFIX)
+        self._store.pipe_file(target, data)
+        if (size := self._store.info(target)["size"]) != len(data):
+            raise TransferError(f"tier {self.name}: {len(data)} bytes sent to {target}, {size} arrived")
+        if target != final:
+            self._store.mv(target, final)
+
+    def _clear(self, chunk_id: str) -> bool:
+        """Remove what a failed write may have left; False where something may remain."""
+        try:
+            self._delete(self._path(chunk_id, PART_SUFFIX))
+            self._delete(self._path(chunk_id))
+        except TransferError:
+            return False
+        return True
+
+    def _delete(self, path: str) -> None:
+        """Nothing happens where there is no such object. Raises TransferError."""
+        try:
+            with self._reported(f"{path} cannot be removed", absent=ChunkNotFound):
+                self._store.rm_file(path)
+        except ChunkNotFound:
+            return
+
+    @contextmanager
+    def _reported(self, what: str, absent: type[WorldKVError] = TransferError) -> Iterator[None]:
+        """Faults of the store as TransferError, and as `absent` where an object is not there."""
+        try:
+            yield
+        except TransferError:
+            raise
+        except FileNotFoundError as fault:
+            raise absent(f"tier {self.name}: {what}: no such object") from fault
+        except _store_faults() as fault:
+            raise TransferError(f"tier {self.name}: {what}: {str(fault) or type(fault).__name__}") from fault
+
+
+def _store_faults() -> tuple[type[Exception], ...]:
+    loaded = [(sys.modules.get(module), name) for module, name in CLIENT_FAULTS]
+    return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))
+
+
+def _written(about: dict[str, Any]) -> float:
+    """Seconds since the epoch, 0 where the store does not say."""
+    when = next((about[key] for key in TIME_KEYS if about.get(key) is not None), 0.0)
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when)
+    return when.timestamp() if isinstance(when, datetime) else float(when)

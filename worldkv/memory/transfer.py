@@ -1,0 +1,157 @@
+"""Copies between the host and one device that nobody waits for: the one place for CUDA streams and events.
+
+One lane each way (see `lane`), each with a stream of its own and a thread that feeds it; without CUDA, plain copies by
+the same threads. Encoded payloads only: quantised before the copy down, and until after the copy up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from worldkv.memory.lane import Copy, Direction, Lane, LaneStats, Link, Mark, Ticket
+
+# At 100 MiB a chunk two seconds of copying in the queue; more could not be overtaken by what is asked for next.
+QUEUE_LIMIT = 64
+
+
+@dataclass(frozen=True)
+class TransferStats:
+    """An engine at one moment."""
+
+    down: LaneStats
+    up: LaneStats
+
+
+class TransferEngine:
+    """Transfers of one device, as `open` makes it; the constructor's works inline, in `step` and in whatever waits."""
+
+    def __init__(
+        self, down: Link, up: Link, *, queue_limit: int = QUEUE_LIMIT, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._lanes: dict[Direction, Lane] = {
+            "down": Lane(down, queue_limit, clock),
+            "up": Lane(up, queue_limit, clock),
+        }
+
+    @classmethod
+    def open(cls, device: torch.device, *, queue_limit: int = QUEUE_LIMIT) -> Self:
+        """An engine with a stream and a thread each way; to be closed before the tiers it copies between."""
+        engine = cls(link_of(device), link_of(device), queue_limit=queue_limit)
+        for direction, lane in engine._lanes.items():
+            lane.start(f"worldkv-transfer-{direction}")
+        return engine
+
+    def submit(self, copy: Copy) -> Ticket:
+        """Queue the copy, blocking while the queue is full. Raises TransferError on a closed engine."""
+        ticket = self._ticket(copy)
+        self._lanes[copy.direction].submit(ticket)
+        return ticket
+
+    def offer(self, copy: Copy) -> Ticket | None:
+        """Queue the copy, or None, counted as refused, where the queue is full. Does not block.
+
+        Raises TransferError on a closed engine.
+        """
+        ticket = self._ticket(copy)
+        return ticket if self._lanes[copy.direction].offer(ticket) else None
+
+    def step(self, direction: Direction) -> bool:
+        """Enqueue or land one fragment of an engine that works inline; False when there is nothing to do."""
+        return self._lanes[direction].step()
+
+    def stats(self) -> TransferStats:
+        """A frozen copy of all counters."""
+        return TransferStats(self._lanes["down"].stats(), self._lanes["up"].stats())
+
+    def close(self) -> None:
+        """Cancel what is not enqueued whole, wait for what is, end the threads."""
+        for lane in self._lanes.values():
+            lane.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ticket(self, copy: Copy) -> Ticket:
+        made = fence(copy.source_LN.device)
+        return Ticket(self._lanes[copy.direction], copy, copy.after if made is None else (*copy.after, made))
+
+
+def link_of(device: torch.device) -> Link:
+    """Copies over a stream of the device's own, or by whoever calls where it has none."""
+    return StreamLink(device) if device.type == "cuda" else PlainLink()
+
+
+def fence(device: torch.device) -> Mark | None:
+    """Done once all that the current stream of the device has enqueued so far is; None where it is already."""
+    if device.type != "cuda":
+        return None
+    return _EventMark(torch.cuda.current_stream(device).record_event(_event()))
+
+
+class PlainLink:
+    """Copies by the calling thread; done when `copy` returns."""
+
+    def copy(self, destination_N: Tensor, source_N: Tensor, after: tuple[Mark, ...]) -> Mark:
+        """See `Link.copy`."""
+        for mark in after:
+            mark.wait()
+        destination_N.copy_(source_N)
+        return _DONE
+
+
+class StreamLink:
+    """Copies over one side stream; asynchronous as far as the host memory is pinned."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+
+    def copy(self, destination_N: Tensor, source_N: Tensor, after: tuple[Mark, ...]) -> Mark:
+        """See `Link.copy`."""
+        with torch.cuda.stream(self._stream):
+            for mark in after:
+                mark.hold_stream()
+            destination_N.copy_(source_N, non_blocking=True)
+            return _EventMark(self._stream.record_event(_event()))
+
+
+@dataclass(frozen=True)
+class _EventMark:
+    event: torch.cuda.Event
+
+    def done(self) -> bool:
+        return bool(self.event.query())  # type: ignore[no-untyped-call]  # torch's
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def hold_stream(self) -> None:
+        # By its own device: another may be current, and the wait belongs to whoever computes on this one.
+        torch.cuda.current_stream(self.event.device).wait_event(self.event)
+
+
+class _Done:
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+    def hold_stream(self) -> None:
+        pass
+
+
+_DONE = _Done()
+
+
+def _event() -> torch.cuda.Event:
+    # Blocking: a thread that waits must not take a core from the one that computes.
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's
