@@ -115,7 +115,7 @@ def _advance(
         else:
             latents = model.encode(torch.from_numpy(given), states)
     with clock("clean pass"):
-        kv = model.clean_pass(latents, condition, window, states)
+        kv = model.clean_pass(latents, condition, window, states, generated=given is None)
     with clock("compress and admit"):
         for b, session in enumerate(sessions):
             evicted = session.push(kv.k_LBTHD[:, b].contiguous(), kv.v_LBTHD[:, b].contiguous())

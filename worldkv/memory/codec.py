@@ -1,7 +1,7 @@
 """How the keys and values of a chunk are stored, by name; from 32 to 3 bits a number.
 
 Tests hold each codec to the errors it declares, on chunks of the rooms model. There fp8, as large as int8, is eight
-times as wrong in keys (2.6 % against 0.32 %, root mean square) and five times in values (2.5 % against 0.54 %): its
+times as wrong in keys (2.6 % against 0.33 %, root mean square) and five times in values (2.5 % against 0.54 %): its
 codes are densest near zero, where few numbers of a group lie. It serves comparison, and hardware that multiplies fp8.
 """
 

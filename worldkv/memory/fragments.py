@@ -9,10 +9,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
-# At 55 GB/s one takes 0.15 ms, some ten times what enqueueing it costs; 2 MiB already reach the link's rate.
+# Large beside the cost of enqueueing it, small beside a chunk; not tuned on a GPU yet.
 FRAGMENT_BYTES = 8 * 2**20
-# Host memory is pinned in pieces that start at multiples of this; one copy must not cross from piece to piece. Pinning
-# one takes 45 ms, the longest that other calls of the driver may have to wait for it.
+# Host memory is pinned in pieces that start at multiples of this; one copy must not cross from piece to piece. Other
+# calls of the driver may have to wait while one is pinned, so it is small.
 PIN_PIECE_BYTES = 64 * 2**20
 
 

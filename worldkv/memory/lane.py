@@ -34,7 +34,7 @@ Direction = Literal["down", "up"]
 State = Literal["queued", "moving", "done", "late", "cancelled", "failed"]
 OPEN: tuple[State, ...] = ("queued", "moving")
 
-# Keeps a copy engine busy for 0.6 ms while its thread waits its turn; what is enqueued can't be overtaken.
+# Keeps a copy engine busy while its thread waits its turn; what is enqueued can't be overtaken.
 ENQUEUED_BYTES = 32 * 2**20
 
 

@@ -127,7 +127,7 @@ class AffineCodec(ScaledCodec):
     def _quantise(self, block: Block) -> Tensor:
         assert block.zero is not None
         x = block.x.float()
-        # Not aminmax: along an inner axis it takes ten times as long as the two on a CPU.
+        # Not aminmax: along an inner axis it is slower than the two on a CPU.
         low, high = x.amin(block.axis, keepdim=True), x.amax(block.axis, keepdim=True)
         if block.zero.dtype == torch.uint8:
             low, high = low.clamp_max_(0), high.clamp_min_(0)
@@ -139,7 +139,7 @@ class AffineCodec(ScaledCodec):
         block.zero.copy_(steps_below)
         # Rounded by truncation: 0.5 is in the offset, and nothing lies below 0 or, by its rounded scale, above top.
         code = (x * (1 / step)).add_(steps_below * self.zero_step + 0.5)
-        # By way of a signed integer: a CPU takes three times as long to make a byte of a float at once.
+        # By way of a signed integer: a CPU is slower to make a byte of a float at once.
         return code.to(torch.int16).to(torch.uint8) if self.bits == 8 else code.to(torch.int8).view(torch.uint8)
 
     def _dequantise(self, code: Tensor, block: Block) -> Tensor:
@@ -171,7 +171,7 @@ class Fp8Codec(ScaledCodec):
     def _dequantise(self, code: Tensor, block: Block) -> Tensor:
         if code.is_cuda:
             return block.float32().copy_(code.view(torch.float8_e4m3fn)).mul_(block.scale.float())
-        # A CPU takes seven times as long to convert. Sign-extended, shifted, and with the second sign bit cleared,
+        # A CPU is slower to convert. Sign-extended, shifted, and with the second sign bit cleared,
         # the code is a float16 with the same mantissa, and an exponent of another bias.
         half = code.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000).view(torch.float16)
         return block.float32().copy_(half).mul_(block.scale.float() * FP8_OF_HALF)

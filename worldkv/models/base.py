@@ -119,9 +119,18 @@ class WorldModel(Protocol):
         ...
 
     def clean_pass(
-        self, latents_BFCHW: Tensor, condition: object, window: Window, states: Sequence[ModelState]
+        self,
+        latents_BFCHW: Tensor,
+        condition: object,
+        window: Window,
+        states: Sequence[ModelState],
+        *,
+        generated: bool,
     ) -> ChunkKV:
-        """KV of finished latents (the forward at noise 0); extends the caches in `states`."""
+        """KV of finished latents (the forward at noise 0); extends the caches in `states`.
+
+        `generated` is False where the latents were given; a model may mark in the KV which of the two they are.
+        """
         ...
 
     def encode(self, frames_BFHWC: Tensor, states: Sequence[ModelState]) -> Tensor:

@@ -16,7 +16,7 @@ from worldkv.errors import ModelError
 from worldkv.geometry import KVGeometry
 from worldkv.models.base import ChunkKV, ModelState, View, Window
 from worldkv.models.rooms import weights
-from worldkv.models.rooms.network import Cameras, RoomsNetwork
+from worldkv.models.rooms.network import MADE_LEVEL, Cameras, RoomsNetwork
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 # A pose that is not level has no row-wise meaning to a network that was trained on level cameras.
@@ -83,9 +83,15 @@ class RoomsModel:
             return clean.float()  # type: ignore[no-any-return]
 
     def clean_pass(
-        self, latents_BFCHW: Tensor, condition: object, window: Window, states: Sequence[ModelState]
+        self,
+        latents_BFCHW: Tensor,
+        condition: object,
+        window: Window,
+        states: Sequence[ModelState],
+        *,
+        generated: bool,
     ) -> ChunkKV:
-        """See `WorldModel.clean_pass`; the states stay as they are."""
+        """See `WorldModel.clean_pass`; the states stay as they are. What was generated is told as MADE_LEVEL."""
         keys, values = [], []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ class RoomsModel:
             return window.attend(layer, q, k, v)
 
         assert isinstance(condition, Cameras)
-        noise_BF = torch.zeros(latents_BFCHW.shape[:2], device=self.device)
+        noise_BF = torch.full(latents_BFCHW.shape[:2], MADE_LEVEL if generated else 0.0, device=self.device)
         with torch.inference_mode(), self._autocast():
             self.network(latents_BFCHW, noise_BF, condition, attend)
             return ChunkKV(torch.stack(keys), torch.stack(values))

@@ -22,6 +22,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 # After these layers a token says how far its surface is and is told where in the world that lies.
 SURFACE_LAYERS = (2, 5)
+# What the model is told of a finished chunk that it made itself, in the place of a noise level; of one it was shown, 0.
+MADE_LEVEL = 0.1
 # Depths are guessed for the quarters of a token: at 90 degrees over 8 tokens an object's edge runs through many.
 QUARTERS = 4
 
@@ -63,6 +65,10 @@ class Cameras:
     """Camera centres, relative to the rollout's first."""
     ray_BTQ3: Tensor
     """Ray through the middle of each quarter of a token, of length 1 along the camera's z axis."""
+
+    def part(self, tokens: slice) -> Cameras:
+        """Of some of the tokens."""
+        return Cameras(self.terms_LBTE[:, :, tokens], self.eye_BT3[:, tokens], self.ray_BTQ3[:, tokens])
 
     def twice(self) -> Cameras:
         """For a sequence that holds every token two times over, one copy behind the other (training)."""

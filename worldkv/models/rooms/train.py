@@ -1,8 +1,9 @@
 """Train the rooms model: `python -m worldkv.models.rooms.train --help`.
 
-Block-causal teacher forcing on short clips: every chunk is denoised at its own noise level while it attends to the
-clean chunks before it, all chunks of a clip in one pass. No memory policy takes part: the model learns from plain
-causal history of 48 frames, and every policy is applied to it at inference.
+Block-causal forcing on short clips: every chunk is denoised at its own noise level while it attends to the chunks of
+the history before it, all chunks of a clip in one pass. The target is always the true picture; the history is not
+(`worldkv.models.rooms.history`). No memory policy takes part: the model learns from plain causal history of 48 frames,
+and every policy is applied to it at inference.
 
 Runs in pieces: it stops after --stop-minutes and continues from --checkpoint until --total-minutes are used up; the
 learning rate decays to zero over the last part of that total. Worlds are drawn and walked by worker processes and
@@ -16,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,34 +28,30 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as fn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from worldkv.models.rooms import layout, paths, weights
+from worldkv.denoise import noise_levels
+from worldkv.models.rooms import weights
+from worldkv.models.rooms.clips import TRAIN_SEED, Clips, first_frame_poses, held_out
+from worldkv.models.rooms.history import compose, play_on
 from worldkv.models.rooms.network import LOG_DEPTH_RANGE, RoomsNetwork, Shape, quarters
 from worldkv.models.rooms.render import View, compile_parts, render
 from worldkv.window import rotary
 
-# Worlds of training and validation, and of every benchmark (seeds below TRAIN_SEED), never meet.
-TRAIN_SEED = 10**9
-VALIDATION_SEED = layout.UNTRAINED_SEEDS
-VALIDATION_CLIPS = 32
 WARMUP_STEPS = 200
-# Drawing and rendering a batch costs a third of a step; its second use has the first one's estimates for a history.
-UPDATES_PER_BATCH = 2
+# Drawing, rendering and playing on are paid once a batch.
+UPDATES_PER_BATCH = 3
 DECAY_SHARE = 0.5  # the last part of the run, over which the learning rate falls to zero
 NOISE_SHIFT = 3.0  # more training near pure noise, where memory alone decides the picture
 AVERAGE_RATE = 0.003  # of the weights' moving average, per step
-HISTORY_NOISE_SHARE = 0.15
-HISTORY_NOISE = 0.15  # at most; a little noise in some histories makes the model forgive its own mistakes
-# In these clips every other chunk of the history, by chance, is one that a model drew; the target never is.
-DRAWN_CLIPS, DRAWN_CHUNKS = 0.5, 0.5
+# A batch is played on from a chunk before this share of the clip, in one of these numbers of denoise steps.
+LATEST_START = 0.7
+PLAYED_STEPS = (1, 2, 4)
+VALIDATION_STEPS = 4
+LOG_EVERY, VALIDATE_EVERY = 200, 1000  # steps
 # Half of the clips are slowed down, by up to this much: a history up to so many times as long stays readable.
 SLOWEST = 2.0
 DEPTH_WEIGHT = 0.05  # of the guessed depths' error: enough to teach them, well below the picture's
-
-
-Walk = Callable[[layout.Layout, int, int], np.ndarray]
-"""(layout, frames, seed) -> planar states [frames, 3]"""
 
 
 @dataclass(frozen=True)
@@ -70,81 +65,35 @@ class Settings:
     seed: int
 
 
-class Clips(IterableDataset[dict[str, Tensor]]):
-    """Endless batches of layouts and camera poses, dealt out to loader workers in turn."""
-
-    def __init__(
-        self, first_seed: int, batch: int, frames: int, skip: int = 0, stride: int = 1, walk: Walk = paths.training_clip
-    ) -> None:
-        """Batches skip, skip + stride, ... of the endless row, walked by `walk`."""
-        self.first_seed, self.batch, self.frames, self.skip, self.stride, self.walk = (
-            first_seed,
-            batch,
-            frames,
-            skip,
-            stride,
-            walk,
-        )
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for turn in itertools.count(worker, workers):
-            yield self.make(self.skip + turn * self.stride)
-
-    def make(self, number: int) -> dict[str, Tensor]:
-        """Batch `number`: the fields of `layout.stack` and the poses `c2w_BF44`."""
-        seeds = range(self.first_seed + number * self.batch, self.first_seed + (number + 1) * self.batch)
-        worlds = [layout.draw(seed) for seed in seeds]
-        walks = [self.walk(w, self.frames, seed) for w, seed in zip(worlds, seeds, strict=True)]
-        batch = {name: torch.from_numpy(value) for name, value in layout.stack(worlds).items()}
-        return batch | {"c2w_BF44": torch.from_numpy(paths.to_poses(np.stack(walks)))}
-
-
-def first_frame_poses(c2w_BF44: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Poses relative to the first frame; with a generator, half of the clips are moved at random.
-
-    The random half teaches the model places far from the origin, where long rollouts take it.
-    """
-    B = c2w_BF44.shape[0]
-    rotation, centre = c2w_BF44[:, :1, :3, :3].transpose(-1, -2), c2w_BF44[:, :1, :3, 3:]
-    relative = c2w_BF44.clone()
-    relative[..., :3, :3] = rotation @ c2w_BF44[..., :3, :3]
-    relative[..., :3, 3:] = rotation @ (c2w_BF44[..., :3, 3:] - centre)
-    if generator is None:
-        return relative
-    draw = torch.rand(B, 3, device=c2w_BF44.device, generator=generator)
-    offset = torch.where(draw[:, :1] < 0.5, 0.0, draw[:, 1:] * 12 - 6)
-    relative[..., 0, 3] += offset[:, :1]
-    relative[..., 2, 3] += offset[:, 1:]
-    return relative
-
-
-def history_of(clean_BFCHW: Tensor, drawn_BFCHW: Tensor, per_chunk: int, generator: torch.Generator) -> Tensor:
-    """The clean clip with some chunks of some clips replaced by what the model drew of them.
-
-    Not told which, it learns to trust the views that agree, and its own mistakes stay small over a rollout.
-    """
-    B, F = clean_BFCHW.shape[:2]
-    chance = torch.rand(B, 1 + F // per_chunk, device=clean_BFCHW.device, generator=generator)
-    chosen = (chance[:, :1] < DRAWN_CLIPS) & (chance[:, 1:] < DRAWN_CHUNKS)
-    return torch.where(chosen.repeat_interleave(per_chunk, 1)[..., None, None, None], drawn_BFCHW, clean_BFCHW)
-
-
-def teacher_forcing_mask(shape: Shape, device: torch.device) -> BlockMask:
-    """Sequence = clean clip, then noisy clip. Clean tokens see clean chunks up to their own; noisy tokens see the
-    clean chunks before their own and their own noisy chunk."""
+def forcing_mask(shape: Shape, device: torch.device) -> BlockMask:
+    """Sequence = history, then the clip to be denoised. Tokens of the history see its chunks up to their own; tokens to
+    be denoised see the history before their own chunk, and that chunk."""
     per_chunk = shape.frames_per_chunk * shape.tokens_per_frame
     clip = shape.trained_frames * shape.tokens_per_frame
 
     def allowed(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        q_half, k_half = q // clip, k // clip  # 0 clean, 1 noisy
+        q_half, k_half = q // clip, k // clip  # 0 history, 1 to be denoised
         q_chunk, k_chunk = (q % clip) // per_chunk, (k % clip) // per_chunk
-        clean_before = (k_half == 0) & (k_chunk < q_chunk)
+        before = (k_half == 0) & (k_chunk < q_chunk)
         own = (k_chunk == q_chunk) & (k_half == q_half)
-        return clean_before | own
+        return before | own
 
     return create_block_mask(allowed, None, None, 2 * clip, 2 * clip, device=str(device))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch of clips, as several updates use it."""
+
+    clean: Tensor
+    """[B, F, 3, R, C] in [-1, 1]"""
+    log_depth: Tensor
+    """[B, T, Q]"""
+    c2w: Tensor
+    """[B, F, 4, 4], relative to some first pose."""
+    made: Tensor
+    """The clips as the model went on with them from chunk `start`."""
+    start: int
 
 
 class Trainer:
@@ -153,18 +102,28 @@ class Trainer:
     def __init__(self, settings: Settings, shape: Shape, device: torch.device) -> None:
         self.settings, self.shape, self.device = settings, shape, device
         torch.manual_seed(settings.seed)
-        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self.seed_chance(settings.seed)
         self.network = RoomsNetwork(shape).to(device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self.optimisers = _optimisers(self.network, settings)
         self.step, self.seconds = 0, 0.0
         self.view = View(shape.image, shape.image, shape.image / 2)  # 90 degrees
-        self.mask = teacher_forcing_mask(shape, device)
+        self.mask = forcing_mask(shape, device)
         self.token_ids_T3 = rotary.grid_token_ids(shape.trained_frames, shape.side, shape.side, device=device)
+        # Plays clips on, in steps too small to be worth compiling; shares the averaged weights.
+        with torch.device("meta"):
+            self.player = RoomsNetwork(shape)
+        self.player.load_state_dict(self.averaged.state_dict(), assign=True)
+        self.player.requires_grad_(False)
         if device.type == "cuda":
             compile_parts()
             for block in (*self.network.blocks, *self.averaged.blocks):
                 block.compile()
+
+    def seed_chance(self, seed: int, rank: int = 0) -> None:
+        """Start all random choices anew; processes share those on which the time of a step depends."""
+        self.generator = torch.Generator(self.device).manual_seed(seed + 10**6 * rank)
+        self.choice = np.random.default_rng(seed)
 
     @torch.no_grad()
     def frames(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -177,11 +136,11 @@ class Trainer:
         return colour.permute(0, 1, 4, 2, 3).clamp(0, 1) * 2 - 1, log_depth
 
     def set_pace(self, slowness_B: Tensor) -> None:
-        """Temporal positions of the next forward: each clip's frames lie `slowness_B` apart."""
+        """Temporal positions of the forwards to come: each clip's frames lie `slowness_B` apart."""
         ids_BT3 = self.token_ids_T3.double().repeat(len(slowness_B), 1, 1)
         ids_BT3[..., 0] *= slowness_B[:, None]
-        cos, sin = rotary.angles(ids_BT3, self.shape.head_dim)
-        self.cos, self.sin = cos.repeat(1, 2, 1), sin.repeat(1, 2, 1)
+        self.angles = rotary.angles(ids_BT3, self.shape.head_dim)
+        self.cos, self.sin = (x.repeat(1, 2, 1) for x in self.angles)
 
     def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Masked attention over both halves of the sequence."""
@@ -194,40 +153,55 @@ class Trainer:
         self, network: RoomsNetwork, pixels: Tensor, noise_BF: Tensor, c2w: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """Clean pixels of the noisy half, float32, as `network` sees them; log depths of both halves."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self._autocast():
             cameras = network.cameras(c2w, tangent=1.0).twice()
             both, log_depths = network(pixels, noise_BF, cameras, self.attend)
             return both[:, self.shape.trained_frames :].float(), log_depths
 
-    def loss(
-        self, clean: Tensor, log_depth: Tensor, world_c2w_BF44: Tensor, drawn: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise-weighted error of the clean estimate over the noisy half; mean error of the log depths of both; the
-        estimate. `drawn` are earlier estimates of the same pixels, for some of the history."""
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, Tensor]) -> Lesson:
+        """Draw a batch of clips, choose their pace and origin, and let the averaged model play them on."""
+        clean, log_depth = self.frames(batch)
         B, F = clean.shape[:2]
-        per_chunk = self.shape.frames_per_chunk
+        chosen = torch.rand(B, 2, device=self.device, generator=self.generator)
+        self.set_pace(torch.where(chosen[:, 0] < 0.5, 1.0, 1 + chosen[:, 1] * (SLOWEST - 1)))
+        c2w = first_frame_poses(batch["c2w_BF44"], self.generator)
+        chunks = F // self.shape.frames_per_chunk
+        start = 1 + int(self.choice.integers(int(LATEST_START * chunks)))
+        steps = int(self.choice.choice(PLAYED_STEPS))
+        return Lesson(clean, log_depth, c2w, self.play_on(clean, c2w, start, steps), start)
+
+    @torch.no_grad()
+    def play_on(self, clean: Tensor, c2w: Tensor, start: int, steps: int) -> Tensor:
+        """The clips as the averaged model goes on with them from chunk `start`, at the pace last set."""
+        levels = noise_levels(steps, NOISE_SHIFT)
+        with self._autocast():
+            cameras = self.player.cameras(c2w, tangent=1.0)
+            return play_on(self.player, clean, cameras, self.angles, start, levels, self.generator)
+
+    def loss(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """Noise-weighted error of the clean estimate; mean error of the log depths, of the history too."""
+        clean, per_chunk = lesson.clean, self.shape.frames_per_chunk
+        B, F = clean.shape[:2]
         uniform = torch.rand(B, F // per_chunk, device=self.device, generator=self.generator)
         level = (NOISE_SHIFT * uniform / (1 + (NOISE_SHIFT - 1) * uniform)).repeat_interleave(per_chunk, 1)
-        chosen = torch.rand(B, 4, device=self.device, generator=self.generator)
-        history = torch.where(chosen[:, :1] < HISTORY_NOISE_SHARE, chosen[:, 1:2] * HISTORY_NOISE, 0.0).expand(B, F)
-        self.set_pace(torch.where(chosen[:, 2] < 0.5, 1.0, 1 + chosen[:, 3] * (SLOWEST - 1)))
-        noise_B2F = torch.cat([history, level], 1)
-        past = clean if drawn is None else history_of(clean, drawn, per_chunk, self.generator)
-        x = torch.cat([past, clean], 1)
+        past = compose(clean, lesson.made, lesson.start, per_chunk, self.generator)
+        x = torch.cat([past.pixels_BFCHW, clean], 1)
         gaussian = torch.randn(x.shape, device=self.device, generator=self.generator)
-        mix = noise_B2F[..., None, None, None]
-        c2w = first_frame_poses(world_c2w_BF44, self.generator)
-        estimate, guesses = self.estimate(self.network, (1 - mix) * x + mix * gaussian, noise_B2F, c2w)
+        mix = torch.cat([past.noise_BF, level], 1)[..., None, None, None]
+        told_B2F = torch.cat([past.level_BF, level], 1)
+        estimate, guesses = self.estimate(self.network, (1 - mix) * x + mix * gaussian, told_B2F, lesson.c2w)
         error = (estimate - clean).square().mean((2, 3, 4))
-        off = torch.stack([fn.l1_loss(guess, log_depth.repeat(1, 2, 1)) for guess in guesses])
-        return (error / (level + 0.1)).mean(), off.mean(), estimate.detach().clamp(-1, 1)
+        off = torch.stack([fn.l1_loss(guess, lesson.log_depth.repeat(1, 2, 1)) for guess in guesses])
+        return (error / (level + 0.1)).mean(), off.mean()
 
-    def update(
-        self, clean: Tensor, log_depth: Tensor, c2w_BF44: Tensor, progress: float, drawn: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """One optimiser step at `progress` in [0, 1] of the run; returns both losses and the estimate of `loss`."""
+    def update(self, lesson: Lesson, progress: float) -> Tensor:
+        """One optimiser step at `progress` in [0, 1] of the run; returns both losses."""
         rate = min(1.0, (self.step + 1) / WARMUP_STEPS) * min(1.0, max(0.0, 1 - progress) / DECAY_SHARE)
-        picture, depth, estimate = self.loss(clean, log_depth, c2w_BF44, drawn)
+        picture, depth = self.loss(lesson)
         (picture + DEPTH_WEIGHT * depth).backward()  # type: ignore[no-untyped-call]
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -239,7 +213,7 @@ class Trainer:
         self.step += 1
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), AVERAGE_RATE)
-        return torch.stack([picture, depth]).detach(), estimate
+        return torch.stack([picture, depth]).detach()
 
     @torch.no_grad()
     def _share_gradients(self) -> None:
@@ -253,17 +227,24 @@ class Trainer:
         torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
     @torch.no_grad()
-    def validate(self, batch: dict[str, Tensor]) -> float:
-        """PSNR in dB over held-out clips of one step from pure noise, second half of each clip, averaged weights."""
+    def validate(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """PSNR in dB over the second half of held-out clips, averaged weights.
+
+        `shown`: one step from pure noise, history exact. `made`: played on from the half, as an evaluation does.
+        """
         clean, _ = self.frames(batch)
         gaussian = torch.randn(clean.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(1))
         B, F = clean.shape[:2]
         level = torch.cat([torch.zeros(B, F), torch.ones(B, F)], 1).to(self.device)
         c2w = first_frame_poses(batch["c2w_BF44"], None)
         self.set_pace(torch.ones(B, device=self.device))
-        estimate, _ = self.estimate(self.averaged, torch.cat([clean, gaussian], 1), level, c2w)
-        error = (estimate - clean)[:, F // 2 :].square().mean((1, 2, 3, 4)) / 4
-        return float((-10 * torch.log10(error)).mean())
+        shown, _ = self.estimate(self.averaged, torch.cat([clean, gaussian], 1), level, c2w)
+        made = self.play_on(clean, c2w, F // self.shape.frames_per_chunk // 2, VALIDATION_STEPS)
+        errors = {
+            name: (video - clean)[:, F // 2 :].square().mean((1, 2, 3, 4)) / 4
+            for name, video in (("shown", shown), ("made", made))
+        }
+        return {name: round(float((-10 * torch.log10(error)).mean()), 2) for name, error in errors.items()}
 
     def save(self, path: Path) -> None:
         """The full training state, written beside and renamed."""
@@ -292,7 +273,7 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
-        self.generator.manual_seed(self.settings.seed + self.step)
+        self.seed_chance(self.settings.seed + self.step)
 
 
 def _optimisers(network: RoomsNetwork, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -310,25 +291,8 @@ def _optimisers(network: RoomsNetwork, settings: Settings) -> list[torch.optim.O
     return [muon, adam]
 
 
-def held_out(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Clips to validate on: going and coming back the same way, and seeing the same room from elsewhere."""
-    frames, pace = trainer.shape.trained_frames, paths.Pace()
-
-    def returning(world: layout.Layout, frames: int, seed: int) -> np.ndarray:
-        return paths.back(world, frames, pace, seed)
-
-    def patrolling(world: layout.Layout, frames: int, seed: int) -> np.ndarray:
-        return paths.patrol(world, frames, pace, seed)
-
-    clips = {"back": returning, "patrol": patrolling}
-    return {
-        name: _to(Clips(VALIDATION_SEED, VALIDATION_CLIPS, frames, walk=walk).make(0), trainer.device)
-        for name, walk in clips.items()
-    }
-
-
 def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> None:
-    """Train until the piece or the whole run is over; one JSON line of figures every 200 steps."""
+    """Train until the piece or the whole run is over; one JSON line of figures now and then."""
     settings, shape = trainer.settings, trainer.shape
     rank, processes = _rank()
     clips = Clips(
@@ -341,7 +305,7 @@ def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> Non
     loader = DataLoader(
         clips, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None, pin_memory=True
     )
-    validation = held_out(trainer)
+    validation = {name: _to(clips, trainer.device) for name, clips in held_out(shape.trained_frames).items()}
     started, before, total = time.monotonic(), trainer.seconds, settings.total_minutes * 60
     losses: list[Tensor] = []
     waited, mark = 0.0, time.monotonic()
@@ -350,13 +314,10 @@ def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> Non
         trainer.seconds = _agreed(before + time.monotonic() - started, trainer.device)
         if trainer.seconds >= total or trainer.seconds - before >= stop_minutes * 60:
             break
-        batch = _to(batch, trainer.device)
-        clean, log_depth = trainer.frames(batch)
-        drawn = None
+        lesson = trainer.prepare(_to(batch, trainer.device))
         for _ in range(UPDATES_PER_BATCH):
-            loss, drawn = trainer.update(clean, log_depth, batch["c2w_BF44"], trainer.seconds / total, drawn)
-            losses.append(loss)
-        if trainer.step % 200 == 0 and rank == 0:
+            losses.append(trainer.update(lesson, trainer.seconds / total))
+        if trainer.step % LOG_EVERY < UPDATES_PER_BATCH and rank == 0:
             picture, depth = torch.stack(losses).mean(0).tolist()
             line = {
                 "step": trainer.step,
@@ -365,7 +326,7 @@ def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> Non
                 "log_depth_error": round(depth, 4),
                 "loader_wait_ms": round(1000 * waited / len(losses), 1),
             }
-            if trainer.step % 1000 == 0:
+            if trainer.step % VALIDATE_EVERY < UPDATES_PER_BATCH:
                 line |= _validated(trainer, validation)
             losses.clear()
             waited = 0.0
@@ -377,7 +338,11 @@ def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> Non
 
 
 def _validated(trainer: Trainer, validation: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-    return {f"{name}_psnr_db": round(trainer.validate(clips), 2) for name, clips in validation.items()}
+    return {
+        f"{name}_{history}_psnr_db": value
+        for name, clips in validation.items()
+        for history, value in trainer.validate(clips).items()
+    }
 
 
 def _write_line(line: dict[str, float], log: Path) -> None:
@@ -442,7 +407,7 @@ def main() -> None:
     elif given.start_from is not None:
         trainer.start_from(given.start_from)
     # Every process draws its own noise.
-    trainer.generator.manual_seed(settings.seed + trainer.step + 10**6 * rank)
+    trainer.seed_chance(settings.seed + trainer.step, rank)
     if rank == 0:
         count = sum(p.numel() for p in trainer.network.parameters())
         print(f"{count / 1e6:.2f} M parameters, step {trainer.step}, {trainer.seconds:.0f} s done", flush=True)

@@ -137,7 +137,7 @@ def test_a_sessions_state_is_left_as_it_is_by_forwards(deep):
     before = {name: tensor.clone() for name, tensor in state.tensors.items()}
     condition = model.condition([state], [view_of()])
     model.estimate(normal(1, 3, 3, 20, 20), 0.5, condition, alone(model))
-    model.clean_pass(normal(1, 3, 3, 20, 20), condition, alone(model), [state])
+    model.clean_pass(normal(1, 3, 3, 20, 20), condition, alone(model), [state], generated=False)
     assert set(state.tensors) == set(before)
     assert all(torch.equal(state.tensors[name], tensor) for name, tensor in before.items())
 
@@ -161,7 +161,7 @@ def test_keys_come_before_rotation(deep):
     state, latents = model.open(view_of(), {}), normal(1, 3, 3, 20, 20)
     condition = model.condition([state], [view_of()])
     windows = [WindowBuffer(model.geometry, model.device, model.kv_dtype).assemble([[]], [first]) for first in (0, 30)]
-    here, there = (model.clean_pass(latents, condition, window, [state]) for window in windows)
+    here, there = (model.clean_pass(latents, condition, window, [state], generated=False) for window in windows)
     assert here.k_LBTHD.shape == (4, 1, 12, 2, 24)
     assert torch.equal(here.k_LBTHD[0], there.k_LBTHD[0])
     torch.testing.assert_close(here.k_LBTHD, there.k_LBTHD, atol=1e-4, rtol=1e-4)

@@ -4,7 +4,8 @@ from pydantic import ValidationError
 
 from worldkv.config import WorldsConfig
 from worldkv.errors import TrajectoryError
-from worldkv.models.rooms import layout, paths, train
+from worldkv.models.rooms import clips as training
+from worldkv.models.rooms import layout, paths
 from worldkv.models.rooms.layout import GRID, WALL, Layout
 from worldkv.models.rooms.paths import CLEARANCE, Pace
 
@@ -198,27 +199,27 @@ def test_training_clips_have_the_length_of_training():
 
 
 def seeds_drawn(first_seed: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """World seeds of the first two batches of `train.Clips`."""
+    """World seeds of the first two batches of `clips.Clips`."""
     drawn, draw = [], layout.draw
-    clips = train.Clips(first_seed, batch=4, frames=12)
+    clips = training.Clips(first_seed, batch=4, frames=12)
     with monkeypatch.context() as patch:
-        patch.setattr(train.layout, "draw", lambda seed: drawn.append(seed) or draw(seed))
+        patch.setattr(training.layout, "draw", lambda seed: drawn.append(seed) or draw(seed))
         clips.make(0)
         clips.make(1)
     return drawn
 
 
 def test_training_validation_and_benchmark_worlds_never_meet(monkeypatch):
-    trained = seeds_drawn(train.TRAIN_SEED, monkeypatch)
-    validated = seeds_drawn(train.VALIDATION_SEED, monkeypatch)
-    assert trained == list(range(train.TRAIN_SEED, train.TRAIN_SEED + 8))
-    assert validated == list(range(train.VALIDATION_SEED, train.VALIDATION_SEED + 8))
-    assert train.VALIDATION_SEED < train.TRAIN_SEED - 10**8
-    WorldsConfig(first_seed=train.VALIDATION_SEED - 1, count=1)
+    trained = seeds_drawn(training.TRAIN_SEED, monkeypatch)
+    validated = seeds_drawn(training.VALIDATION_SEED, monkeypatch)
+    assert trained == list(range(training.TRAIN_SEED, training.TRAIN_SEED + 8))
+    assert validated == list(range(training.VALIDATION_SEED, training.VALIDATION_SEED + 8))
+    assert training.VALIDATION_SEED < training.TRAIN_SEED - 10**8
+    WorldsConfig(first_seed=training.VALIDATION_SEED - 1, count=1)
     with pytest.raises(ValidationError, match="first_seed"):
-        WorldsConfig(first_seed=train.VALIDATION_SEED, count=1)
+        WorldsConfig(first_seed=training.VALIDATION_SEED, count=1)
     with pytest.raises(ValidationError, match="served in training"):
-        WorldsConfig(first_seed=train.VALIDATION_SEED - 1, count=2)
+        WorldsConfig(first_seed=training.VALIDATION_SEED - 1, count=2)
 
 
 def test_a_long_roam_cuts_no_corner_on_its_way_from_place_to_place():

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from worldkv.camera import Trajectory
-from worldkv.models.rooms import layout, train, weights
+from worldkv.models.rooms import clips, layout, train, weights
+from worldkv.models.rooms.clips import Clips
 from worldkv.models.rooms.network import LOG_DEPTH_RANGE, RoomsNetwork, Shape
 from worldkv.models.rooms.scene import Scene
-from worldkv.models.rooms.train import Clips, Settings, Trainer, history_of
+from worldkv.models.rooms.train import Settings, Trainer
 from worldkv.window import rotary
 
 SHAPE = Shape(image=20, patch=10, layers=4, heads=2, head_dim=24, trained_frames=12)
@@ -30,55 +31,6 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def trainer() -> Trainer:
     with torch.random.fork_rng():
         return Trainer(Settings(1.0, 2, 1e-3, 1e-3, seed=0), SHAPE, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def clean() -> Tensor:
-    return normal(CLIPS, SHAPE.trained_frames, 3, 2, 2)
-
-
-@pytest.fixture(scope="module")
-def drawn() -> Tensor:
-    return normal(CLIPS, SHAPE.trained_frames, 3, 2, 2, seed=1)
-
-
-def worn(clean: Tensor, drawn: Tensor, seed: int = 0) -> Tensor:
-    return history_of(clean, drawn, PER_CHUNK, torch.Generator().manual_seed(seed))
-
-
-def taken_from(source: Tensor, history: Tensor) -> Tensor:
-    """Which frames are bit for bit those of `source`, by clip and chunk: [B, C, frames per chunk]."""
-    return (history == source).flatten(2).all(-1).unflatten(1, (-1, PER_CHUNK))
-
-
-def test_a_worn_history_has_whole_chunks_replaced_and_the_rest_left_as_it_is(clean, drawn):
-    history = worn(clean, drawn)
-    replaced = taken_from(drawn, history)
-    assert torch.equal(replaced.any(-1), replaced.all(-1))
-    assert torch.equal(taken_from(clean, history), ~replaced)
-
-
-def test_only_some_clips_are_worn_and_of_those_only_some_chunks(clean, drawn):
-    chunks = taken_from(drawn, worn(clean, drawn)).all(-1).float().mean(1)
-    touched = chunks > 0
-    assert 0.35 < touched.float().mean() < 0.6
-    assert 0.4 < chunks[touched].mean() < 0.7
-    assert 0 < (chunks == 1).float().mean() < 0.2
-
-
-def test_every_chunk_of_a_history_can_be_the_worn_one(clean, drawn):
-    by_chunk = taken_from(drawn, worn(clean, drawn)).all(-1).float().mean(0)
-    assert by_chunk.min() > 0.15
-    assert by_chunk.max() < 0.35
-
-
-def test_a_worn_history_is_a_function_of_its_generator_and_leaves_its_sources_alone(clean, drawn):
-    before = clean.clone(), drawn.clone()
-    first, again, other = (worn(clean, drawn, seed) for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(clean, before[0])
-    assert torch.equal(drawn, before[1])
 
 
 def test_a_pace_moves_the_frames_of_its_clip_apart_and_nothing_else(trainer):
@@ -126,10 +78,10 @@ def test_frames_of_a_batch_are_the_true_pictures_and_depths_of_each_clip(trainer
 
 
 def test_held_out_clips_go_back_or_patrol_through_worlds_kept_for_validation(trainer, monkeypatch):
-    monkeypatch.setattr(train, "VALIDATION_CLIPS", 3)
-    held, again = train.held_out(trainer), train.held_out(trainer)
+    monkeypatch.setattr(clips, "VALIDATION_CLIPS", 3)
+    held, again = clips.held_out(trainer.shape.trained_frames), clips.held_out(trainer.shape.trained_frames)
     assert list(held) == ["back", "patrol"]
-    worlds = layout.stack([layout.draw(train.VALIDATION_SEED + n) for n in range(3)])
+    worlds = layout.stack([layout.draw(clips.VALIDATION_SEED + n) for n in range(3)])
     for name, batch in held.items():
         assert batch["c2w_BF44"].shape == (3, SHAPE.trained_frames, 4, 4)
         for field, values in worlds.items():
@@ -152,7 +104,7 @@ def test_loader_workers_of_a_process_share_its_batches_out(monkeypatch):
     rows = []
     for worker in range(2):
         info = SimpleNamespace(id=worker, num_workers=2)
-        monkeypatch.setattr(train, "get_worker_info", lambda info=info: info)
+        monkeypatch.setattr(clips, "get_worker_info", lambda info=info: info)
         rows.append(list(itertools.islice(Clips(0, 4, 12, skip=1, stride=3), 3)))
     assert rows == [[1, 7, 13], [4, 10, 16]]
 
