@@ -15,7 +15,7 @@ from worldkv.models.rooms.network import (
     unpatchify,
 )
 from worldkv.models.rooms.paths import to_poses
-from worldkv.models.rooms.train import teacher_forcing_mask
+from worldkv.models.rooms.train import forcing_mask
 from worldkv.window import rotary
 
 # A surface is guessed after layer 2; layer 3 attends with its place.
@@ -144,7 +144,7 @@ def training_mask() -> Tensor:
     tokens = 2 * SHAPE.trained_frames * SHAPE.tokens_per_frame
     q, k = torch.meshgrid(torch.arange(tokens), torch.arange(tokens), indexing="ij")
     zero = torch.zeros((), dtype=torch.int64)
-    return teacher_forcing_mask(SHAPE, torch.device("cpu")).mask_mod(zero, zero, q, k)
+    return forcing_mask(SHAPE, torch.device("cpu")).mask_mod(zero, zero, q, k)
 
 
 def test_training_never_lets_a_chunk_see_what_inference_will_not_show_it():
