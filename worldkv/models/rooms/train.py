@@ -22,6 +22,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ from torch.nn import functional as fn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.data import DataLoader
 
-from worldkv.denoise import noise_levels
 from worldkv.models.rooms import weights
 from worldkv.models.rooms.clips import TRAIN_SEED, Clips, first_frame_poses, held_out
 from worldkv.models.rooms.history import compose, play_on
@@ -79,6 +79,14 @@ def forcing_mask(shape: Shape, device: torch.device) -> BlockMask:
         return before | own
 
     return create_block_mask(allowed, None, None, 2 * clip, 2 * clip, device=str(device))
+
+
+Level = TypeVar("Level", float, Tensor)
+
+
+def shifted(even: Level) -> Level:
+    """An evenly drawn noise level, moved towards noise (`worldkv.denoise.noise_levels`)."""
+    return NOISE_SHIFT * even / (1 + (NOISE_SHIFT - 1) * even)
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ class Trainer:
     @torch.no_grad()
     def play_on(self, clean: Tensor, c2w: Tensor, start: int, steps: int) -> Tensor:
         """The clips as the averaged model goes on with them from chunk `start`, at the pace last set."""
-        levels = noise_levels(steps, NOISE_SHIFT)
+        levels = [shifted(1 - step / steps) for step in range(steps)]
         with self._autocast():
             cameras = self.player.cameras(c2w, tangent=1.0)
             return play_on(self.player, clean, cameras, self.angles, start, levels, self.generator)
@@ -187,7 +195,7 @@ class Trainer:
         clean, per_chunk = lesson.clean, self.shape.frames_per_chunk
         B, F = clean.shape[:2]
         uniform = torch.rand(B, F // per_chunk, device=self.device, generator=self.generator)
-        level = (NOISE_SHIFT * uniform / (1 + (NOISE_SHIFT - 1) * uniform)).repeat_interleave(per_chunk, 1)
+        level = shifted(uniform).repeat_interleave(per_chunk, 1)
         past = compose(clean, lesson.made, lesson.start, per_chunk, self.generator)
         x = torch.cat([past.pixels_BFCHW, clean], 1)
         gaussian = torch.randn(x.shape, device=self.device, generator=self.generator)
