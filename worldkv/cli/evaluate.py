@@ -30,7 +30,11 @@ def evaluate(
     ] = "back,roam",
     frames: Annotated[str, typer.Option(help="Video frames per path; multiples of 6.")] = "96",
     history: Annotated[
-        str, typer.Option(help="truth (first half shown), own (all generated but the first chunk).")
+        str,
+        typer.Option(
+            help="truth (first half shown), forced (memory holds the truth throughout), "
+            "own (all generated but the first chunk)."
+        ),
     ] = "truth",
     worlds: Annotated[int, typer.Option(min=1, help="How many worlds each figure is a mean of.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="First world.")] = 0,
@@ -71,7 +75,7 @@ def _wanted(policies: str, paths: str, frames: str, history: str) -> list[Case]:
         policies=[parse_policy(text) for text in _parts(policies)],
         paths=cast("list[PathKind]", _choices("--paths", paths, ("back", "roam", "wander"))),
         frames=_numbers("--frames", frames),
-        histories=cast("list[History]", _choices("--history", history, ("truth", "own"))),
+        histories=cast("list[History]", _choices("--history", history, ("truth", "forced", "own"))),
     )
 
 

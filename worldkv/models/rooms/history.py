@@ -22,7 +22,7 @@ from worldkv.window import rotary
 
 # Shares of the clips by what their history is; the rest is exact, but told to be made: where nothing better is at hand,
 # what the model made must do.
-EXACT, MADE, NOISY = 0.25, 0.35, 0.25
+EXACT, MADE, NOISY = 0.15, 0.5, 0.25
 # Of the chunks that noise takes away.
 LEAST_NOISE = 0.2
 
@@ -38,15 +38,17 @@ class History(NamedTuple):
     """What the model is told."""
 
 
-def compose(clean_BFCHW: Tensor, made_BFCHW: Tensor, start: int, per_chunk: int, generator: torch.Generator) -> History:
-    """Each clip's history by chance of a kind. `made_BFCHW` is the clip played on from chunk `start`."""
+def compose(
+    clean_BFCHW: Tensor, made_BFCHW: Tensor, start_B: Tensor, per_chunk: int, generator: torch.Generator
+) -> History:
+    """Each clip's history by chance of a kind. `made_BFCHW` are the clips played on from chunk `start_B` each."""
     B, F = clean_BFCHW.shape[:2]
     chunks = F // per_chunk
     kind_B1, first_B1, noise_BC = (
         torch.rand(B, n, device=clean_BFCHW.device, generator=generator) for n in (1, 1, chunks)
     )
     chunk_C = torch.arange(chunks, device=clean_BFCHW.device)
-    made_BC = (kind_B1 >= EXACT) & (kind_B1 < EXACT + MADE) & (chunk_C >= start)
+    made_BC = (kind_B1 >= EXACT) & (kind_B1 < EXACT + MADE) & (chunk_C >= start_B[:, None])
     lost_BC = (kind_B1 >= EXACT + MADE) & (kind_B1 < EXACT + MADE + NOISY) & (chunk_C >= 1 + first_B1 * (chunks - 2))
     told_BC = made_BC | (kind_B1 >= EXACT + MADE + NOISY)
     noise_BC = torch.where(lost_BC, LEAST_NOISE + (1 - LEAST_NOISE) * noise_BC, 0.0)
@@ -62,11 +64,11 @@ def play_on(
     clean_BFCHW: Tensor,
     cameras: Cameras,
     angles: tuple[Tensor, Tensor],
-    start: int,
+    start_B: Tensor,
     levels: Sequence[float],
     generator: torch.Generator,
 ) -> Tensor:
-    """The clips as `network` goes on with them from chunk `start`, each chunk from all before it: full KV.
+    """The clips as `network` goes on with them from chunk `start_B` each, every chunk from all before it: full KV.
 
     `angles` are cosine and sine [B, T, P] of the whole clip. Runs under the caller's autocast.
     """
@@ -74,19 +76,20 @@ def play_on(
     per_chunk, tokens = shape.frames_per_chunk, shape.frames_per_chunk * shape.tokens_per_frame
     B, F = clean_BFCHW.shape[:2]
     at = _Cache(shape.layers, (B, F * shape.tokens_per_frame, shape.heads, shape.head_dim), clean_BFCHW.device, angles)
-    video = clean_BFCHW.clone()
+    video, first = clean_BFCHW.clone(), int(start_B.min())
     for chunk in range(F // per_chunk):
         frames = slice(chunk * per_chunk, (chunk + 1) * per_chunk)
         at.place = slice(chunk * tokens, (chunk + 1) * tokens)
         here = cameras.part(at.place)
         told = torch.zeros(B, per_chunk, device=video.device)
-        if chunk >= start:
+        if chunk >= first:
+            made_B = chunk >= start_B
             x = torch.randn(video[:, frames].shape, device=video.device, generator=generator)
             for level, following in zip(levels, (*levels[1:], 0.0), strict=True):
                 estimate, _ = network(x, told + level, here, at.attend)
                 x = torch.lerp(estimate.float(), x, following / level)
-            video[:, frames] = x.clamp(-1, 1)
-            told += MADE_LEVEL
+            video[:, frames] = torch.where(made_B[:, None, None, None, None], x.clamp(-1, 1), video[:, frames])
+            told += MADE_LEVEL * made_B[:, None]
         if frames.stop < F:
             network(video[:, frames], told, here, at.attend)
     return video

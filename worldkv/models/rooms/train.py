@@ -20,7 +20,7 @@ import copy
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,12 +39,13 @@ from worldkv.models.rooms.render import View, compile_parts, render
 from worldkv.window import rotary
 
 WARMUP_STEPS = 200
-# Drawing, rendering and playing on are paid once a batch.
-UPDATES_PER_BATCH = 3
+# Drawing, rendering and playing on are paid once a lesson, of which each update takes a part. Playing on takes the same
+# time however many clips there are: its kernels are small.
+PARTS_PER_LESSON, UPDATES_PER_LESSON = 4, 12
 DECAY_SHARE = 0.5  # the last part of the run, over which the learning rate falls to zero
 NOISE_SHIFT = 3.0  # more training near pure noise, where memory alone decides the picture
 AVERAGE_RATE = 0.003  # of the weights' moving average, per step
-# A batch is played on from a chunk before this share of the clip, in one of these numbers of denoise steps.
+# Clips are played on from a chunk before this share of them, a lesson's in one of these numbers of denoise steps.
 LATEST_START = 0.7
 PLAYED_STEPS = (1, 2, 4)
 VALIDATION_STEPS = 4
@@ -91,7 +92,7 @@ def shifted(even: Level) -> Level:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch of clips, as several updates use it."""
+    """Clips that several updates learn from."""
 
     clean: Tensor
     """[B, F, 3, R, C] in [-1, 1]"""
@@ -100,8 +101,16 @@ class Lesson:
     c2w: Tensor
     """[B, F, 4, 4], relative to some first pose."""
     made: Tensor
-    """The clips as the model went on with them from chunk `start`."""
-    start: int
+    """The clips as the model went on with them from chunk `start` each."""
+    start: Tensor
+    """[B]"""
+    slowness: Tensor
+    """[B] temporal positions per frame"""
+
+    def part(self, number: int) -> Lesson:
+        """Some of the clips: those of every PARTS_PER_LESSON-th place."""
+        parts = (getattr(self, name.name)[number::PARTS_PER_LESSON] for name in fields(self))
+        return Lesson(*parts)
 
 
 class Trainer:
@@ -171,20 +180,20 @@ class Trainer:
 
     @torch.no_grad()
     def prepare(self, batch: dict[str, Tensor]) -> Lesson:
-        """Draw a batch of clips, choose their pace and origin, and let the averaged model play them on."""
+        """Draw clips, choose their pace and origin, and let the averaged model play them on."""
         clean, log_depth = self.frames(batch)
         B, F = clean.shape[:2]
-        chosen = torch.rand(B, 2, device=self.device, generator=self.generator)
-        self.set_pace(torch.where(chosen[:, 0] < 0.5, 1.0, 1 + chosen[:, 1] * (SLOWEST - 1)))
+        chosen = torch.rand(B, 3, device=self.device, generator=self.generator)
+        slowness = torch.where(chosen[:, 0] < 0.5, 1.0, 1 + chosen[:, 1] * (SLOWEST - 1))
         c2w = first_frame_poses(batch["c2w_BF44"], self.generator)
-        chunks = F // self.shape.frames_per_chunk
-        start = 1 + int(self.choice.integers(int(LATEST_START * chunks)))
-        steps = int(self.choice.choice(PLAYED_STEPS))
-        return Lesson(clean, log_depth, c2w, self.play_on(clean, c2w, start, steps), start)
+        start = 1 + (chosen[:, 2] * int(LATEST_START * F // self.shape.frames_per_chunk)).long()
+        self.set_pace(slowness)
+        made = self.play_on(clean, c2w, start, int(self.choice.choice(PLAYED_STEPS)))
+        return Lesson(clean, log_depth, c2w, made, start, slowness)
 
     @torch.no_grad()
-    def play_on(self, clean: Tensor, c2w: Tensor, start: int, steps: int) -> Tensor:
-        """The clips as the averaged model goes on with them from chunk `start`, at the pace last set."""
+    def play_on(self, clean: Tensor, c2w: Tensor, start: Tensor, steps: int) -> Tensor:
+        """The clips as the averaged model goes on with them from chunk `start` each, at the pace last set."""
         levels = [shifted(1 - step / steps) for step in range(steps)]
         with self._autocast():
             cameras = self.player.cameras(c2w, tangent=1.0)
@@ -194,6 +203,7 @@ class Trainer:
         """Noise-weighted error of the clean estimate; mean error of the log depths, of the history too."""
         clean, per_chunk = lesson.clean, self.shape.frames_per_chunk
         B, F = clean.shape[:2]
+        self.set_pace(lesson.slowness)
         uniform = torch.rand(B, F // per_chunk, device=self.device, generator=self.generator)
         level = shifted(uniform).repeat_interleave(per_chunk, 1)
         past = compose(clean, lesson.made, lesson.start, per_chunk, self.generator)
@@ -247,7 +257,8 @@ class Trainer:
         c2w = first_frame_poses(batch["c2w_BF44"], None)
         self.set_pace(torch.ones(B, device=self.device))
         shown, _ = self.estimate(self.averaged, torch.cat([clean, gaussian], 1), level, c2w)
-        made = self.play_on(clean, c2w, F // self.shape.frames_per_chunk // 2, VALIDATION_STEPS)
+        half = torch.full((B,), F // self.shape.frames_per_chunk // 2, device=self.device)
+        made = self.play_on(clean, c2w, half, VALIDATION_STEPS)
         errors = {
             name: (video - clean)[:, F // 2 :].square().mean((1, 2, 3, 4)) / 4
             for name, video in (("shown", shown), ("made", made))
@@ -305,13 +316,13 @@ def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> Non
     rank, processes = _rank()
     clips = Clips(
         TRAIN_SEED,
-        settings.batch // processes,
+        PARTS_PER_LESSON * settings.batch // processes,
         shape.trained_frames,
         skip=(trainer.step + 7919 * settings.seed) * processes + rank,
         stride=processes,
     )
     loader = DataLoader(
-        clips, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None, pin_memory=True
+        clips, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None, pin_memory=True
     )
     validation = {name: _to(clips, trainer.device) for name, clips in held_out(shape.trained_frames).items()}
     started, before, total = time.monotonic(), trainer.seconds, settings.total_minutes * 60
@@ -323,9 +334,9 @@ def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> Non
         if trainer.seconds >= total or trainer.seconds - before >= stop_minutes * 60:
             break
         lesson = trainer.prepare(_to(batch, trainer.device))
-        for _ in range(UPDATES_PER_BATCH):
-            losses.append(trainer.update(lesson, trainer.seconds / total))
-        if trainer.step % LOG_EVERY < UPDATES_PER_BATCH and rank == 0:
+        for number in range(UPDATES_PER_LESSON):
+            losses.append(trainer.update(lesson.part(number % PARTS_PER_LESSON), trainer.seconds / total))
+        if trainer.step % LOG_EVERY < UPDATES_PER_LESSON and rank == 0:
             picture, depth = torch.stack(losses).mean(0).tolist()
             line = {
                 "step": trainer.step,
@@ -334,7 +345,7 @@ def train(trainer: Trainer, stop_minutes: float, workers: int, log: Path) -> Non
                 "log_depth_error": round(depth, 4),
                 "loader_wait_ms": round(1000 * waited / len(losses), 1),
             }
-            if trainer.step % VALIDATE_EVERY < UPDATES_PER_BATCH:
+            if trainer.step % VALIDATE_EVERY < UPDATES_PER_LESSON:
                 line |= _validated(trainer, validation)
             losses.clear()
             waited = 0.0

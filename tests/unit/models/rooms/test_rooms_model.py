@@ -1,3 +1,4 @@
+import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -166,6 +167,25 @@ def test_keys_come_before_rotation(deep):
     assert torch.equal(here.k_LBTHD[0], there.k_LBTHD[0])
     torch.testing.assert_close(here.k_LBTHD, there.k_LBTHD, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(here.v_LBTHD, there.v_LBTHD, atol=1e-4, rtol=1e-4)
+
+
+def test_the_kv_of_a_chunk_says_whether_it_was_shown_or_made(deep):
+    model, session = deep.model, deep.open("full", 4)
+    state, latents = model.open(view_of(), {}), normal(1, 3, 3, 20, 20)
+    condition = model.condition([state], [view_of()])
+    shown, made = (
+        model.clean_pass(latents, condition, alone(model), [state], generated=generated) for generated in (False, True)
+    )
+    assert (shown.k_LBTHD - made.k_LBTHD).abs().max() > 1e-3
+    # A session says it of each of its chunks.
+    frames, _ = Scene(0, 20).truth(session.trajectory)
+    told = []
+    spy = replace(deep, model=copy.copy(model))
+    spy.model.clean_pass = lambda *args, generated: (
+        told.append(generated) or model.clean_pass(*args, generated=generated)
+    )
+    spy.finish(session, given=[frames[:6]])
+    assert told == [False, False, True, True]
 
 
 def test_chunk_by_chunk_inference_writes_the_kv_of_one_pass_over_the_clip(deep):
