@@ -9,6 +9,7 @@ WorldKVError
 │ └ ChunkPinned (RuntimeError)    by whom
 ├ LeaseExpired (RuntimeError)
 ├ TransferError (OSError)         from tier, to tier, bytes done
+│ └ TransferLate                  not worth starting any more
 ├ TrajectoryError (ValueError)    the file or notation, and its fault
 ├ CheckpointError (ValueError)    file, tensor, expected and found shape
 ├ DatasetError (ValueError)       path and fault
@@ -58,6 +59,10 @@ class LeaseExpired(WorldKVError, RuntimeError):
 
 class TransferError(WorldKVError, OSError):
     """A copy between tiers did not finish."""
+
+
+class TransferLate(TransferError):
+    """A copy between tiers whose deadline passed before it began; nothing moved."""
 
 
 class TrajectoryError(WorldKVError, ValueError):

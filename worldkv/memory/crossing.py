@@ -9,10 +9,12 @@ Shapes: L layers, F latent frames, T tokens, H heads, D head dim, N bytes of one
 from __future__ import annotations
 
 import math
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +29,9 @@ from worldkv.memory.tiers.slab import Reservation, SlabTier
 from worldkv.memory.transfer import TransferEngine
 
 Digests = list[tuple[range, Future[tuple[bytes, ...]]]]
+
+# One for each direction.
+HASHERS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,16 @@ class Crossing:
     host: SlabTier
     hashers: Executor
     """Threads that compute digests: xxhash lets go of Python's lock for layers of 64 KiB and more."""
+
+    @classmethod
+    def open(cls, on: torch.device, device: SlabTier, host: SlabTier, *, hashers: int = HASHERS) -> Self:
+        """The link between a tier in the memory of `on` and one in the host's, with threads of its own."""
+        return cls(TransferEngine.open(on), device, host, ThreadPoolExecutor(hashers, "worldkv-digests"))
+
+    def close(self) -> None:
+        """End transfers and threads; before the tiers are closed."""
+        self.engine.close()
+        self.hashers.shutdown()
 
     def down(self, codec: Codec, kv: tuple[Tensor, Tensor], label: Label, *, deadline: float = math.inf) -> Descent:
         """Encode K and V [L, T, H, D] where they are and start the copy down.

@@ -22,6 +22,7 @@ from worldkv.memory.catalogue import DEFAULT_TENANT, Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.chunk_list import ChunkList
 from worldkv.memory.holds import Lease, Leases
+from worldkv.memory.mover import Mover, VerifyingMover
 from worldkv.memory.placement import Placement, TierRules
 from worldkv.memory.tier import Tier
 from worldkv.stats import MemoryStats
@@ -30,7 +31,14 @@ from worldkv.stats import MemoryStats
 class ChunkMemory:
     """Admit, fetch, hold and release chunks. Single-threaded; calls block for copies between tiers only."""
 
-    def __init__(self, tiers: Sequence[Tier], epoch: str, rules: Sequence[TierRules] | None = None) -> None:
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        epoch: str,
+        rules: Sequence[TierRules] | None = None,
+        mover: Mover | None = None,
+    ) -> None:
+        """`mover`: who copies chunks from tier to tier; by default the calling thread."""
         if not tiers:
             raise CapacityError("a chunk memory needs at least one tier, got none")
         self.tiers = tuple(tiers)
@@ -38,6 +46,7 @@ class ChunkMemory:
         for tier, rule in zip(self.tiers, self.rules, strict=True):
             rule.shares.check(tier.name, tier.capacity_bytes)
         self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
+        self._mover = mover or VerifyingMover()
         self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch)
 
     @property
@@ -198,7 +207,8 @@ class ChunkMemory:
         return faults
 
     def close(self) -> None:
-        """Close the tiers; what is durable stays."""
+        """End transfers and close the tiers; what is durable stays."""
+        self._mover.close()
         for tier in self.tiers:
             tier.close()
 
