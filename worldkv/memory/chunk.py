@@ -55,6 +55,14 @@ class KVChunk:
         """Tokens kept."""
         return self.encoded.shape[1]
 
+    def bare(self) -> KVChunk:
+        """The same chunk without its bytes: all that tells what it would cost somewhere."""
+        return replace(self, encoded=self.encoded.over(self.encoded.payload_LN.to("meta")))
+
+    def copy_to(self, device: torch.device) -> KVChunk:
+        """The same chunk over bytes of its own, on `device`."""
+        return replace(self, encoded=self.encoded.over(self.encoded.payload_LN.to(device, copy=True)))
+
     def to(self, device: torch.device) -> KVChunk:
         """The same chunk with its payload on `device`; itself if it is there already."""
         if self.encoded.device == device:

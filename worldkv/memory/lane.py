@@ -350,7 +350,8 @@ class Lane:
                 return False
             if not ticket.enqueued:
                 self._dequeue(ticket)
-            ticket.state, ticket.fault = state, fault
+            # Without its traceback, whose frames refer to the memory that was copied.
+            ticket.state, ticket.fault = state, fault and fault.with_traceback(None)
             ticket.release()
             self._count[state] += 1
             if ticket.watchers:

@@ -4,22 +4,27 @@
 - A tenant over its limit makes room out of its own chunks, with reason `quota`; other room is made of whoever has more
   than is reserved for it, in the order of the tier's policy, with reason `evicted`.
 - Where the tier has a ladder, chunks lose detail rung by rung before the first of them leaves.
-- A tier is asked to hold a chunk only once there is room, and the catalogue names it only once `put` has returned.
+- A tier is asked to hold a chunk only once there is room, and the catalogue names it only once the chunk is there.
+- What leaves one tier for another is verified, and goes only once it has arrived, or its bytes are in hand.
+- Where a tier lends its memory, nothing here refers to that while room is asked for: a chunk in hand has bytes of its
+  own, or none and is read at the last moment. What others read there stays, as if it were pinned.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ModelError, TransferError
+from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ModelError, TransferError, TransferLate
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.detail import Detail, Ladder
 from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, choose
+from worldkv.memory.mover import Mover
 from worldkv.memory.tenants import Shares
-from worldkv.memory.tier import Quarantines, Tier
+from worldkv.memory.tier import Lends, Quarantines, Tier
 
 
 @dataclass(frozen=True)
@@ -42,36 +47,88 @@ class Placement:
     """Carries out what policy decides."""
 
     def __init__(
-        self, tiers: Sequence[Tier], rules: Sequence[TierRules], catalogue: Catalogue, books: Books, epoch: str
+        self,
+        tiers: Sequence[Tier],
+        rules: Sequence[TierRules],
+        catalogue: Catalogue,
+        books: Books,
+        epoch: str,
+        mover: Mover,
     ) -> None:
         self.tiers, self.rules, self.epoch = tuple(tiers), tuple(rules), epoch
-        self._catalogue, self._books = catalogue, books
+        self._lenders = tuple(tier if isinstance(tier, Lends) else None for tier in tiers)
+        self._catalogue, self._books, self._mover = catalogue, books, mover
         self.stuck: tuple[set[str], ...] = tuple(set() for _ in tiers)
         """Per tier: ids of chunks that the tier failed to remove; tried again when their bytes are needed."""
         self._arriving: set[Entry] = set()
         """On their way into a tier, which may make others move meanwhile."""
 
-    def place(self, entry: Entry, chunk: KVChunk, *, level: int = 0, reason: str = "evicted") -> bool:
-        """Into tier `level` or the next that takes it; False when none did: it is dropped, for the last reason."""
+    def place(
+        self, entry: Entry, chunk: KVChunk, *, level: int = 0, reason: str = "evicted", source: int | None = None
+    ) -> bool:
+        """Into tier `level` or the next that takes it; False when none did: it is dropped, for the last reason.
+
+        `source`: the tier where the bytes of a bare chunk lie. Raises ChunkCorrupt, ChunkNotFound where they are not
+        what they were.
+        """
         entry.lost = reason
         self._arriving.add(entry)
-        placed = any(self._enter(entry, chunk, at) for at in range(level, len(self.tiers)))
-        self._arriving.discard(entry)
+        try:
+            placed = any(self._enter(entry, chunk, at, source) for at in range(level, len(self.tiers)))
+        finally:
+            self._arriving.discard(entry)
         if placed:
             return True
         self._books.events["dropped"] += 1
         return False
 
-    def promote(self, entry: Entry, chunk: KVChunk, level: int) -> KVChunk:
-        """Move the chunk, just read in tier `level`, to tier 0 if that can take it; the chunk where it is now."""
-        if level == 0 or entry.firm or self._refusal(entry, chunk, 0) is not None:
-            return chunk
-        if not self.rules[level].keeps_copies:
+    def bring(self, entry: Entry, level: int, deadline: float) -> KVChunk | None:
+        """The chunk of tier `level`, moved to tier 0 if that can take it; None where it could not be read.
+
+        Verified but for what lies in tier 0 already. Raises TransferLate where the deadline passed before its bytes
+        began to move: it stays where it is.
+        """
+        if level and self._mover.late(deadline):
+            raise TransferLate(f"chunk {entry.id} in tier {self.tiers[level].name}: asked for by {deadline}, too late")
+        chunk, source = self._lift(entry, level) if level else (self._get(entry, 0), None)
+        if chunk is None:
+            return None
+        self._catalogue.touch(entry)
+        if level and not entry.firm and self._refusal(entry, chunk, 0) is None:
+            return self._promote(entry, chunk, level, source, deadline)
+        return chunk if source is None else self.read(entry, level)
+
+    def _promote(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> KVChunk | None:
+        if self.rules[level].keeps_copies or self._displaced_bytes(entry, chunk) <= self._free_bytes(level):
+            moved = self._move_up(entry, chunk, level, source, deadline)
+        else:
+            # An exchange: what makes room in tier 0 may need the room that the chunk leaves.
+            owned = chunk if source is None else self._take_out(entry, level)
+            if owned is None:
+                return None
+            chunk, source = owned, None
             self.remove(entry, level, "evicted")
-        self.place(entry, chunk)
-        self._books.events["promoted"] += 1
-        # Already on its device: not copied again by whoever loads it.
-        return (self.read(entry, 0) if 0 in entry.copies else None) or chunk
+            moved = self.place(entry, chunk) and 0 in entry.copies
+        self._books.events["promoted"] += moved
+        if moved:  # already on its device: not copied again by whoever loads it
+            return self._get(entry, 0)
+        if source is None:
+            return chunk
+        return self.read(entry, level) if level in entry.copies else None
+
+    def _move_up(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
+        """Copy the chunk to tier 0; only then it leaves its own, if at all."""
+        entry.pins += 1  # stays while room is made for it
+        try:
+            moved = self._enter(entry, chunk, 0, source, deadline)
+        except (ChunkCorrupt, ChunkNotFound):
+            self._quarantine(entry, level)
+            return False
+        finally:
+            entry.pins -= 1
+        if moved and not self.rules[level].keeps_copies:
+            self.remove(entry, level, "evicted")
+        return moved
 
     def demote(self, entry: Entry) -> None:
         """One tier down, unless it lies in the last; it may end further down, or be dropped."""
@@ -80,16 +137,8 @@ class Placement:
             self._push_out(entry, level, "evicted")
 
     def read(self, entry: Entry, level: int) -> KVChunk | None:
-        """The chunk as the tier gives it; None where it is damaged, and then taken out, or cannot be read now."""
-        try:
-            chunk = self.tiers[level].get(entry.id)
-        except (ChunkCorrupt, ChunkNotFound):
-            self._quarantine(entry, level)
-            return None
-        except TransferError:
-            self._books.failures[level] += 1
-            return None
-        return chunk
+        """The chunk, verified; None where it is damaged, and then taken out, or cannot be read now."""
+        return self._get(entry, level, verified=True)
 
     def remove(self, entry: Entry, level: int, reason: str) -> None:
         """Out of one tier."""
@@ -113,6 +162,32 @@ class Placement:
         """Forget what lies nowhere any more and nobody asks for: chunks found at start-up that had to go."""
         if not entry.copies and entry.references == 0 and not entry.firm:
             self._catalogue.forget(entry)
+
+    def _get(self, entry: Entry, level: int, *, verified: bool = False) -> KVChunk | None:
+        tier = self.tiers[level]
+        try:
+            chunk = tier.get(entry.id)
+            if verified and not tier.verifies:
+                chunk.verify()
+        except (ChunkCorrupt, ChunkNotFound):
+            self._quarantine(entry, level)
+            return None
+        except TransferError:
+            self._books.failures[level] += 1
+            return None
+        return chunk
+
+    def _lift(self, entry: Entry, level: int) -> tuple[KVChunk | None, int | None]:
+        """A chunk that may leave its tier: verified, or bare and with the tier where the mover shall read it."""
+        if self._lenders[level] is None:
+            return self.read(entry, level), None
+        chunk = self._get(entry, level)
+        return chunk and chunk.bare(), level
+
+    def _take_out(self, entry: Entry, level: int) -> KVChunk | None:
+        """The chunk over memory of its own, verified; it still lies in the tier too."""
+        chunk = self.read(entry, level)
+        return chunk and chunk.copy_to(chunk.encoded.device)
 
     def _quarantine(self, entry: Entry, level: int) -> None:
         self._catalogue.leave(entry, level, "evicted")
@@ -140,7 +215,9 @@ class Placement:
             self._books.failures[level] += 1
             self.stuck[level].add(chunk_id)
 
-    def _enter(self, entry: Entry, chunk: KVChunk, level: int) -> bool:
+    def _enter(
+        self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, deadline: float = math.inf
+    ) -> bool:
         refusal = self._refusal(entry, chunk, level)
         if refusal is not None:
             entry.left[level] = refusal
@@ -150,17 +227,24 @@ class Placement:
         cost = self.tiers[level].cost_bytes(chunk)
         self._free(level, entry.tenant, self._over_limit(level, entry.tenant, cost), own=True)
         self._free(level, entry.tenant, self._wanted_bytes(level, cost), own=False)
-        return self._put(entry, chunk, level, cost)
+        return self._put(entry, chunk, level, source, deadline)
 
-    def _put(self, entry: Entry, chunk: KVChunk, level: int, cost: int) -> bool:
+    def _put(
+        self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, deadline: float = math.inf
+    ) -> bool:
         try:
-            self.tiers[level].put(chunk)
+            if source is None:
+                self.tiers[level].put(chunk)
+            else:
+                self._mover.copy(chunk.id, self.tiers[source], self.tiers[level], deadline)
+        except TransferLate:
+            raise
         except (CapacityError, TransferError):
             self._books.failures[level] += 1
             entry.left[level] = entry.lost = "evicted"
             return False
         self.stuck[level].discard(chunk.id)
-        self._catalogue.enter(entry, level, cost)
+        self._catalogue.enter(entry, level, self.tiers[level].cost_bytes(chunk))
         return True
 
     def _refusal(self, entry: Entry, chunk: KVChunk, level: int) -> str | None:
@@ -174,6 +258,14 @@ class Placement:
         if (limit is not None and cost > limit) or self._spare(level, tenant, own_need, own=True) < own_need:
             return "quota"
         return "evicted" if self._spare(level, tenant, need, own=False) < need else None
+
+    def _displaced_bytes(self, entry: Entry, chunk: KVChunk) -> int:
+        """What has to leave tier 0 for the chunk."""
+        cost = self.tiers[0].cost_bytes(chunk)
+        return max(self._over_limit(0, entry.tenant, cost), self._wanted_bytes(0, cost))
+
+    def _free_bytes(self, level: int) -> int:
+        return self.tiers[level].capacity_bytes - self.tiers[level].used_bytes
 
     def _over_limit(self, level: int, tenant: str, cost: int) -> int:
         used = self._catalogue.used_bytes(level, tenant)
@@ -201,7 +293,7 @@ class Placement:
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:
                 break
-            if not entry.firm:
+            if self._may_go(entry, level):
                 batch.append(entry)
                 freed += entry.copies[level].cost_bytes
         for entry in batch:
@@ -213,7 +305,8 @@ class Placement:
         for rung in self.rules[level].ladder.rungs:
             need -= self._lose_detail(level, tenant, need, rung, own=own)
         for entry in self._victims(level, tenant, need, own=own):
-            self._push_out(entry, level, "quota" if own else "evicted")
+            if level in entry.copies:  # else it went with one that went before
+                self._push_out(entry, level, "quota" if own else "evicted")
 
     def _lose_detail(self, level: int, tenant: str, need: int, rung: Detail, *, own: bool) -> int:
         """Reduce chunks to the rung until `need` bytes are free, or none is left that can be; returns the bytes."""
@@ -227,7 +320,7 @@ class Placement:
             if not victims:
                 break
             for entry in victims:
-                if freed < need:
+                if freed < need and level in entry.copies:
                     freed += self._reduce(entry, level, rung)
         return freed
 
@@ -238,8 +331,7 @@ class Placement:
             self.remove(entry, level, "evicted")  # nothing is lost while another tier has all detail
             return cost
         try:
-            chunk = self.read(entry, level)
-            small = chunk and self.rules[level].ladder.reduce(chunk, rung)
+            small = self._reduced(entry, level, rung)
         except ModelError:
             small = None
         if small is None:
@@ -258,10 +350,14 @@ class Placement:
         self._catalogue.rename(entry, small)
         entry.reductions += 1
         self._books.events["reduced"] += 1
-        if not self._put(entry, small, level, self.tiers[level].cost_bytes(small)):
+        if not self._put(entry, small, level):
             self._books.events["dropped"] += 1
             return cost
         return cost - entry.copies[level].cost_bytes
+
+    def _reduced(self, entry: Entry, level: int, rung: Detail) -> KVChunk | None:
+        chunk = self.read(entry, level)
+        return chunk and self.rules[level].ladder.reduce(chunk, rung)
 
     def _push_out(self, entry: Entry, level: int, reason: str) -> None:
         """One tier down, or for good."""
@@ -269,15 +365,30 @@ class Placement:
             self.remove(entry, level, reason)
             self._books.events["demoted"] += 1
             return
-        last = level + 1 == len(self.tiers) or entry.epoch != self.epoch
-        chunk = None if last else self.read(entry, level)
-        if level in entry.copies:
+        if level + 1 == len(self.tiers) or entry.epoch != self.epoch:
             self.remove(entry, level, reason)
-            if chunk is not None:
-                self._books.events["demoted"] += self.place(entry, chunk, level=level + 1, reason=reason)
-            else:
-                self._books.events["dropped"] += not entry.copies
+            self._books.events["dropped"] += not entry.copies
+        else:
+            self._push_down(entry, level, reason)
         self.settle(entry)
+
+    def _push_down(self, entry: Entry, level: int, reason: str) -> None:
+        """Into the next tier that takes it; out of this one in any case."""
+        chunk, source = self._lift(entry, level)
+        if chunk is None:
+            if level in entry.copies:  # it cannot be read now, and its room is needed now
+                self.remove(entry, level, reason)
+                self._books.events["dropped"] += not entry.copies
+            return
+        try:
+            placed = self.place(entry, chunk, level=level + 1, reason=reason, source=source)
+        except (ChunkCorrupt, ChunkNotFound):
+            self._quarantine(entry, level)
+            return
+        lost = entry.lost
+        self.remove(entry, level, reason)
+        entry.lost = lost
+        self._books.events["demoted"] += placed
 
     def _victims(
         self, level: int, tenant: str, need: int, *, own: bool, where: Callable[[Entry], bool] = lambda entry: True
@@ -294,12 +405,17 @@ class Placement:
 
         def candidates() -> Iterator[Candidate]:
             for entry in lying:
-                if not entry.firm:
+                if self._may_go(entry, level):
                     offered[entry.id] = entry
                     yield _candidate(entry, level)
 
         ordered = rules.eviction.victims(candidates(), catalogue.clock)
         return [offered[candidate.id] for candidate in choose(ordered, need, spare)]
+
+    def _may_go(self, entry: Entry, level: int) -> bool:
+        """Whether its bytes in the tier can be had now: nobody holds it, nobody reads it there."""
+        lender = self._lenders[level]
+        return not entry.firm and not (lender is not None and lender.lent(entry.id))
 
 
 def chunk_fits(tier: Tier, chunk: KVChunk) -> bool:

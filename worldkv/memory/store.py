@@ -12,10 +12,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ChunkPinned, TransferError
+from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ChunkPinned, TransferError, TransferLate
 from worldkv.memory import integrity
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import DEFAULT_TENANT, Catalogue, Entry
@@ -47,7 +48,7 @@ class ChunkMemory:
             rule.shares.check(tier.name, tier.capacity_bytes)
         self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
         self._mover = mover or VerifyingMover()
-        self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch)
+        self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch, self._mover)
 
     @property
     def epoch(self) -> str:
@@ -117,16 +118,20 @@ class ChunkMemory:
         entry = self._catalogue.find(tenant, chunk_id)
         return entry is not None and bool(entry.copies) and entry.epoch == self.epoch
 
-    def fetch(self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT) -> list[KVChunk | None]:
+    def fetch(
+        self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT, deadline: float = math.inf
+    ) -> list[KVChunk | None]:
         """The chunks, in order, promoted to tier 0 where they fit; None for each miss.
 
-        No chunk of one fetch is moved by another one of it.
+        No chunk of one fetch is moved by another one of it. What is not in tier 0, and whose bytes would begin to move
+        after the `deadline` (by the mover's clock, `time.monotonic`), is a miss as `late` and stays where it is.
+        A chunk may be read in a tier's own memory, which is not free before it is let go: let go soon.
         """
         found: list[KVChunk | None] = []
         pinned: list[Entry] = []
         try:
             for chunk_id in chunk_ids:
-                found.append(self._fetch(chunk_id, tenant))
+                found.append(self._fetch(chunk_id, tenant, deadline))
                 if found[-1] is not None and (entry := self._catalogue.find(tenant, chunk_id)) is not None:
                     entry.pins += 1
                     pinned.append(entry)
@@ -208,34 +213,36 @@ class ChunkMemory:
 
     def close(self) -> None:
         """End transfers and close the tiers; what is durable stays."""
-        self._mover.close()
-        for tier in self.tiers:
-            tier.close()
+        with ExitStack() as closing:  # all of them, should one fail
+            for tier in reversed(self.tiers):
+                closing.callback(tier.close)
+            closing.callback(self._mover.close)
 
-    def _fetch(self, chunk_id: str, tenant: str) -> KVChunk | None:
+    def _fetch(self, chunk_id: str, tenant: str, deadline: float) -> KVChunk | None:
         entry = self._catalogue.find(tenant, chunk_id)
         if entry is not None and entry.epoch != self.epoch:
             self._miss_as_stale(entry)
             return None
-        damaged = False
+        reasons = set()
         for level in range(len(self.tiers)):
             if entry is None or level not in entry.copies:
                 self._books.passed(level, tenant, entry.left.get(level, "cold") if entry else "cold")
                 continue
-            chunk = self._placement.read(entry, level)
-            if chunk is not None:
-                return self._hit(entry, chunk, level)
-            self._books.passed(level, tenant, "corrupt")
-            damaged = True
-        self._books.miss("corrupt" if damaged else entry.lost if entry else "cold")
+            reason = "corrupt"
+            try:
+                chunk = self._placement.bring(entry, level, deadline)
+                if chunk is not None:
+                    self._books.hit(level, tenant)
+                    return chunk
+            except TransferLate:
+                reason = "late"
+            self._books.passed(level, tenant, reason)
+            reasons.add(reason)
+        lost = entry.lost if entry else "cold"
+        self._books.miss("corrupt" if "corrupt" in reasons else "late" if "late" in reasons else lost)
         if entry is not None:
             self._placement.settle(entry)
         return None
-
-    def _hit(self, entry: Entry, chunk: KVChunk, level: int) -> KVChunk:
-        self._books.hit(level, entry.tenant)
-        self._catalogue.touch(entry)
-        return self._placement.promote(entry, chunk, level)
 
     def _miss_as_stale(self, entry: Entry) -> None:
         for level in range(len(self.tiers)):

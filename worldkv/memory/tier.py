@@ -20,6 +20,11 @@ class Tier(Protocol):
         ...
 
     @property
+    def verifies(self) -> bool:
+        """Whether `get` checks a chunk's digests."""
+        ...
+
+    @property
     def capacity_bytes(self) -> int:
         """Never passed, not even while a chunk is being written."""
         ...
@@ -54,6 +59,8 @@ class Tier(Protocol):
     def get(self, chunk_id: str) -> KVChunk:
         """The chunk, verified if it was ever out of this process' memory; where it lies is the tier's business.
 
+        A chunk that is given out stays as it is for as long as it is referred to, whatever becomes of the tier.
+
         Blocks. Raises ChunkNotFound, ChunkCorrupt (the tier keeps the bad piece until `remove` or `quarantine`), or
         TransferError where it could not be read.
         """
@@ -72,6 +79,15 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Give back what is held outside the process' heap; what is durable stays."""
+        ...
+
+
+@runtime_checkable
+class Lends(Protocol):
+    """A tier whose chunks are read where they lie: their bytes are free only once nobody refers to them."""
+
+    def lent(self, chunk_id: str) -> bool:
+        """Whether somebody refers to the chunk: to remove it would free nothing now."""
         ...
 
 

@@ -3,6 +3,8 @@
 import gc
 import math
 from concurrent.futures import Executor, Future
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +77,51 @@ def test_a_chunk_that_went_up_is_the_same_and_ready_layer_by_layer(crossing, new
     assert chunk.id in crossing.device
     again = crossing.down_again(chunk.id)
     assert again.chunk().id == chunk.id
+
+
+def test_asked_again_a_transfer_gives_the_same_chunk(crossing, new_chunk):
+    chunk = new_chunk()
+    crossing.device.put(chunk)
+    descent = crossing.down_again(chunk.id)
+    assert [descent.chunk().id, descent.chunk().id] == [chunk.id] * 2
+    crossing.device.remove(chunk.id)
+    ascent = crossing.up(chunk.id)
+    assert [ascent.chunk().id, ascent.chunk().id] == [chunk.id] * 2
+
+
+def test_a_transfer_that_failed_refers_to_no_memory(crossing, new_chunk, monkeypatch):
+    def broken(link, destination_N, source_N, after):
+        raise RuntimeError("the link is broken")
+
+    monkeypatch.setattr(PlainLink, "copy", broken)
+    chunk = new_chunk()
+    crossing.host.put(chunk)
+    gc.disable()
+    try:
+        with suppress(TransferError):
+            crossing.up(chunk.id).chunk()
+        assert crossing.device.used_bytes == 0
+        assert not crossing.host.lent(chunk.id)
+    finally:
+        gc.enable()
+
+
+def test_digests_leave_nothing_referred_to_once_they_are_known(crossing, new_chunk):
+    """An executor may refer to its last task for as long as it has no other."""
+    kept = []
+
+    class Keeps(AtOnce):
+        def submit(self, fn, /, *args, **kwargs):
+            kept.append((fn, args, kwargs))
+            return super().submit(fn, *args, **kwargs)
+
+    chunk, link = new_chunk(), replace(crossing, hashers=Keeps())
+    link.host.put(chunk)
+    link.up(chunk.id).chunk()
+    link.down_again(chunk.id).chunk()
+    assert kept
+    assert not link.host.lent(chunk.id)
+    assert not link.device.lent(chunk.id)
 
 
 def test_what_was_damaged_on_the_host_does_not_reach_the_device(crossing, new_chunk):

@@ -55,6 +55,8 @@ class _Reading:
 class DiskTier:
     """Chunks in a folder within `capacity_bytes`. See `Tier`; made by `open`."""
 
+    verifies = True
+
     def __init__(self, name: str, folder: Path, capacity_bytes: int, disk: Disk, lock: int) -> None:
         self.name, self.folder, self.capacity_bytes = name, folder, capacity_bytes
         self._disk, self._lock = disk, lock

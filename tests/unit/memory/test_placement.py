@@ -1,0 +1,68 @@
+"""How chunks are moved when moving one of them moves, fails or takes away another."""
+
+import pytest
+import torch
+
+from worldkv.errors import ModelError
+from worldkv.memory.detail import Detail, Ladder
+from worldkv.memory.placement import TierRules
+from worldkv.memory.store import ChunkMemory
+from worldkv.memory.tiers.resident import ResidentTier
+
+CPU = torch.device("cpu")
+
+
+class Brittle(ResidentTier):
+    """A tier whose verbs do what the test says."""
+
+    fault: Exception | None = None
+
+    def put(self, chunk):
+        if self.fault is not None:
+            raise self.fault
+        super().put(chunk)
+
+
+def memory_of(chunk, *counts: int, rules=None) -> ChunkMemory:
+    """Tiers with room for so many chunks like this one."""
+    tiers = [Brittle(f"tier{i}", CPU, n * chunk.nbytes) for i, n in enumerate(counts)]
+    return ChunkMemory(tiers, "weights-a", rules)
+
+
+def test_an_error_on_the_way_leaves_no_chunk_on_its_way(new_chunk):
+    a = new_chunk(0)
+    memory = memory_of(a, 1)
+    memory.tiers[0].fault = ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        memory.admit(a)
+    assert memory._placement._arriving == set()
+
+
+def test_chunks_that_go_with_another_one_are_no_error(new_chunk, monkeypatch):
+    """What was stale goes from all tiers when one of them needs its room, from the one being emptied too."""
+    ladder = Ladder((Detail("int8"),))
+    rules = [TierRules(low_ratio=0.1, ladder=ladder), TierRules(keeps_copies=True)]
+    fresh, stale, more = new_chunk(0), new_chunk(1, epoch="weights-b"), new_chunk(2)
+    memory = memory_of(fresh, 2, 1, rules=rules)
+    memory.admit(fresh)
+    memory.set_epoch("weights-b")
+    memory.admit(stale)
+    memory.set_epoch("weights-a")
+    entry = memory._catalogue.find("default", stale.id)
+    memory.tiers[1].put(stale)
+    memory._catalogue.enter(entry, 1, stale.nbytes)
+    monkeypatch.setattr(Ladder, "reduce", lambda *_: _refuse())
+    monkeypatch.setattr(memory._placement, "_reclaim", _only_below(memory._placement))
+    memory.admit(more)
+    assert memory.lying() == [[more.id], [fresh.id]]
+    assert memory.check_integrity() == []
+
+
+def _refuse():
+    raise ModelError("cannot be reduced")
+
+
+def _only_below(placement):
+    """As if another tier had asked first: tier 0 finds nothing to reclaim for itself."""
+    reclaim = placement._reclaim
+    return lambda level, need: reclaim(level, need) if level else None
