@@ -260,9 +260,10 @@ class Placement:
         return "evicted" if self._spare(level, tenant, need, own=False) < need else None
 
     def _displaced_bytes(self, entry: Entry, chunk: KVChunk) -> int:
-        """What has to leave tier 0 for the chunk."""
-        cost = self.tiers[0].cost_bytes(chunk)
-        return max(self._over_limit(0, entry.tenant, cost), self._wanted_bytes(0, cost))
+        """Of the chunks that would leave tier 0 for this one, at most."""
+        cost, tenant = self.tiers[0].cost_bytes(chunk), entry.tenant
+        own, need = self._over_limit(0, tenant, cost), self._wanted_bytes(0, cost)
+        return self._spare(0, tenant, own, own=True) + self._spare(0, tenant, need, own=False)
 
     def _free_bytes(self, level: int) -> int:
         return self.tiers[level].capacity_bytes - self.tiers[level].used_bytes
