@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class Placement:
         """Per tier: ids of chunks that the tier failed to remove; tried again when their bytes are needed."""
         self._arriving: set[Entry] = set()
         """On their way into a tier, which may make others move meanwhile."""
+        self._attempts = itertools.count()
 
     def place(
         self, entry: Entry, chunk: KVChunk, *, level: int = 0, reason: str = "evicted", source: int | None = None
@@ -288,8 +290,7 @@ class Placement:
         """Drop chunks of other weights until `need` bytes are free, or none is left."""
         if need <= 0:
             return
-        for chunk_id in list(self.stuck[level]):
-            self._clear_away(chunk_id, level)
+        self._clear_stuck(level)
         batch, freed = [], 0
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:
@@ -300,6 +301,15 @@ class Placement:
         for entry in batch:
             self.drop(entry, "stale_epoch")
             self.settle(entry)
+
+    def _clear_stuck(self, level: int) -> None:
+        """Try again to remove what could not be, until one still can't: the next attempt begins with another."""
+        waiting = sorted(self.stuck[level])
+        start = next(self._attempts) % max(1, len(waiting))
+        for chunk_id in waiting[start:] + waiting[:start]:
+            self._clear_away(chunk_id, level)
+            if chunk_id in self.stuck[level]:
+                break
 
     def _free(self, level: int, tenant: str, need: int, *, own: bool) -> None:
         """Make room: by detail as far as that goes, then by chunks."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldkv.errors import ModelError
+from worldkv.errors import ModelError, TransferError
 from worldkv.memory.detail import Detail, Ladder
 from worldkv.memory.placement import TierRules
 from worldkv.memory.store import ChunkMemory
@@ -16,11 +16,19 @@ class Brittle(ResidentTier):
     """A tier whose verbs do what the test says."""
 
     fault: Exception | None = None
+    removals = 0
+    unremovable: frozenset[str] = frozenset()
 
     def put(self, chunk):
         if self.fault is not None:
             raise self.fault
         super().put(chunk)
+
+    def remove(self, chunk_id):
+        self.removals += 1
+        if chunk_id in self.unremovable:
+            raise TransferError(f"chunk {chunk_id} cannot be removed")
+        super().remove(chunk_id)
 
 
 def memory_of(chunk, *counts: int, rules=None) -> ChunkMemory:
@@ -66,3 +74,27 @@ def _only_below(placement):
     """As if another tier had asked first: tier 0 finds nothing to reclaim for itself."""
     reclaim = placement._reclaim
     return lambda level, need: reclaim(level, need) if level else None
+
+
+def test_what_cannot_be_removed_is_tried_anew_a_few_times_per_admission_however_much_there_is(new_chunk):
+    chunks = [new_chunk(i) for i in range(60)]
+    memory = memory_of(chunks[0], 20)
+    for chunk in chunks[:20]:
+        memory.admit(chunk)
+    tier, gone = memory.tiers[0], [chunk.id for chunk in chunks[:19]]
+    tier.unremovable = frozenset(gone)
+    memory.release(gone)
+    for chunk in chunks[20:30]:
+        before = tier.removals
+        memory.admit(chunk)
+        assert tier.removals - before <= 3  # of them, and one that makes room
+    assert memory._placement.stuck[0] == set(gone)
+    tier.unremovable = frozenset(gone[1:])
+    for chunk in chunks[30:50]:
+        memory.admit(chunk)
+    assert memory._placement.stuck[0] == set(gone[1:])
+    tier.unremovable = frozenset()
+    for chunk in chunks[50:]:
+        memory.admit(chunk)
+    assert memory._placement.stuck[0] == set()
+    assert memory.check_integrity() == []

@@ -198,3 +198,45 @@ def test_a_resident_tier_keeps_no_slab_alive(new_chunk):
     gc.collect()
     assert (memory.tiers[0].used_bytes, memory.lying()) == (0, [[], [a.id]])
     memory.fetch([a.id])[0].verify()
+
+
+def test_device_and_host_exchange_chunks_over_the_link_and_others_do_not(new_chunk):
+    memory, a = linked(1, 2, 2), new_chunk(0)
+    engine = memory._mover._crossing.engine
+    memory.admit(a)
+    memory.demote([a.id])
+    memory.demote([a.id])
+    assert (engine.stats().down.done, engine.stats().up.done) == (1, 0)
+    memory.fetch([a.id])
+    assert (engine.stats().down.done, engine.stats().up.done) == (1, 0)
+    memory.demote([a.id])
+    memory.fetch([a.id])[0].verify()
+    assert (engine.stats().down.done, engine.stats().up.done) == (2, 1)
+    memory.close()
+
+
+def times(*moments: float):
+    """A clock that shows these, one after the other, and stands still at the last."""
+    left = list(moments)
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
+
+
+@pytest.mark.parametrize("moments", [(5.0,), (0.0, 5.0)], ids=["when asked for", "in the queue"])
+def test_what_cannot_begin_to_move_in_time_is_late_and_stays_where_it_is(moments, new_chunk):
+    a, b = new_chunk(0), new_chunk(1)
+    memory = linked(2, 2, clock=lambda: clock())
+    clock = times(0.0)
+    for chunk in (a, b):
+        memory.admit(chunk)
+    memory.demote([a.id])
+    clock = times(*moments)
+    assert [chunk and chunk.index for chunk in memory.fetch([b.id, a.id], deadline=5.0)] == [1, None]
+    stats = memory.stats()
+    assert (stats.misses["late"], stats.tiers[1].misses["late"], stats.tiers[1].failures) == (1, 1, 0)
+    assert memory.lying() == [[b.id], [a.id]]
+    assert memory.holds(a.id)
+    assert memory.tiers[0].used_bytes == SLOT
+    memory.fetch([a.id], deadline=6.0)[0].verify()
+    assert memory.lying() == [[b.id, a.id], []]
+    assert memory.check_integrity() == []
+    memory.close()
