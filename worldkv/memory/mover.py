@@ -6,8 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
+
 from worldkv.memory.crossing import Crossing
 from worldkv.memory.tier import Tier
+
+CPU = torch.device("cpu")
 
 
 class Mover(Protocol):
@@ -48,7 +52,7 @@ class VerifyingMover:
             # Until it has arrived the host's bytes are read, and what is moved there next would find no room.
             ascent.ticket.wait()
         else:
-            chunk = source.get(chunk_id)
+            chunk = source.get(chunk_id).to(CPU)  # where digests are computed
             chunk.verify()
             target.put(chunk)
 
