@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
+from worldkv.memory.chunk import KVChunk
 from worldkv.memory.crossing import Crossing
 from worldkv.memory.tier import Tier
+from worldkv.memory.transfer import Staging
 
 CPU = torch.device("cpu")
 
@@ -22,6 +25,13 @@ class Mover(Protocol):
 
         Blocks until it is there, and refers to no bytes afterwards. Raises ChunkCorrupt where it is not what it was,
         TransferLate, TransferError, ChunkNotFound, CapacityError; then the target is as it was.
+        """
+        ...
+
+    def take(self, chunk_id: str, source: Tier) -> KVChunk:
+        """The chunk over memory of the mover's, verified, good until the next call; it stays in the tier too.
+
+        Raises as `Tier.get` does.
         """
         ...
 
@@ -39,7 +49,7 @@ class VerifyingMover:
 
     def __init__(self, crossing: Crossing | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: the one of the crossing's engine."""
-        self._crossing, self._clock = crossing, clock
+        self._crossing, self._clock, self._staging = crossing, clock, Staging()
 
     def copy(self, chunk_id: str, source: Tier, target: Tier, deadline: float) -> None:
         """See `Mover.copy`."""
@@ -55,6 +65,13 @@ class VerifyingMover:
             chunk = source.get(chunk_id).to(CPU)  # where digests are computed
             chunk.verify()
             target.put(chunk)
+
+    def take(self, chunk_id: str, source: Tier) -> KVChunk:
+        """See `Mover.take`."""
+        chunk = source.get(chunk_id)
+        chunk = replace(chunk, encoded=chunk.encoded.over(self._staging.hold(chunk.encoded.payload_LN)))
+        chunk.verify()
+        return chunk
 
     def late(self, deadline: float) -> bool:
         """See `Mover.late`."""

@@ -105,12 +105,15 @@ class Placement:
             moved = self._move_up(entry, chunk, level, source, deadline)
         else:
             # An exchange: what makes room in tier 0 may need the room that the chunk leaves.
-            owned = chunk if source is None else self._take_out(entry, level)
-            if owned is None:
-                return None
-            chunk, source = owned, None
+            if source is not None:
+                staged = self._get(entry, level, staged=True)
+                if staged is None:
+                    return None
+                chunk = staged
             self.remove(entry, level, "evicted")
             moved = self.place(entry, chunk) and 0 in entry.copies
+            if source is not None and not moved:
+                chunk, source = chunk.copy_to(chunk.encoded.device), None
         self._books.events["promoted"] += moved
         if moved:  # already on its device: not copied again by whoever loads it
             return self._get(entry, 0)
@@ -165,9 +168,11 @@ class Placement:
         if not entry.copies and entry.references == 0 and not entry.firm:
             self._catalogue.forget(entry)
 
-    def _get(self, entry: Entry, level: int, *, verified: bool = False) -> KVChunk | None:
+    def _get(self, entry: Entry, level: int, *, verified: bool = False, staged: bool = False) -> KVChunk | None:
         tier = self.tiers[level]
         try:
+            if staged:
+                return self._mover.take(entry.id, tier)
             chunk = tier.get(entry.id)
             if verified and not tier.verifies:
                 chunk.verify()
@@ -185,11 +190,6 @@ class Placement:
             return self.read(entry, level), None
         chunk = self._get(entry, level)
         return chunk and chunk.bare(), level
-
-    def _take_out(self, entry: Entry, level: int) -> KVChunk | None:
-        """The chunk over memory of its own, verified; it still lies in the tier too."""
-        chunk = self.read(entry, level)
-        return chunk and chunk.copy_to(chunk.encoded.device)
 
     def _quarantine(self, entry: Entry, level: int) -> None:
         self._catalogue.leave(entry, level, "evicted")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from worldkv.errors import CapacityError
 from worldkv.memory.crossing import Crossing
 from worldkv.memory.detail import Detail, Ladder
 from worldkv.memory.mover import VerifyingMover
@@ -240,3 +241,24 @@ def test_what_cannot_begin_to_move_in_time_is_late_and_stays_where_it_is(moments
     assert memory.lying() == [[b.id, a.id], []]
     assert memory.check_integrity() == []
     memory.close()
+
+
+def test_a_chunk_that_tier_0_did_not_take_after_all_is_given_over_bytes_of_its_own(new_chunk, monkeypatch):
+    a, b = new_chunk(0), new_chunk(1)
+    memory = plain(slab)(1, 1)
+    memory.admit(a)
+    memory.admit(b)
+
+    def full(layers, layer_bytes):
+        raise CapacityError("on purpose")
+
+    monkeypatch.setattr(memory.tiers[0], "reserve", full)
+    (found,) = memory.fetch([a.id])
+    assert (memory.lying(), memory.stats().promoted) == ([[], [a.id]], 0)
+    other = new_chunk(2)
+    monkeypatch.undo()
+    memory.tiers[0].put(other)
+    memory._mover.take(other.id, memory.tiers[0])
+    memory.tiers[0].remove(other.id)
+    found.verify()
+    assert memory.check_integrity() == []
