@@ -12,6 +12,7 @@ import torch
 from worldkv.errors import CapacityError, ChunkCorrupt, TransferError
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
+from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.transfer import PlainLink, TransferEngine
@@ -104,6 +105,32 @@ def test_a_transfer_that_failed_refers_to_no_memory(crossing, new_chunk, monkeyp
         assert not crossing.host.lent(chunk.id)
     finally:
         gc.enable()
+
+
+class Lazy:
+    """A link, and the end of its last copy, which lands when somebody waits for it to be over."""
+
+    def copy(self, destination_N, source_N, after):
+        destination_N.copy_(source_N)
+        return self
+
+    def done(self):
+        return False
+
+    def hold_stream(self):
+        pass
+
+    def wait(self):
+        pass
+
+
+def test_a_moved_chunk_has_arrived_and_its_source_is_read_no_more(crossing, new_chunk):
+    chunk, slow = new_chunk(), Lazy()
+    link = replace(crossing, engine=TransferEngine(slow, slow))
+    link.host.put(chunk)
+    VerifyingMover(link).copy(chunk.id, link.host, link.device, math.inf)
+    assert not link.host.lent(chunk.id)
+    assert link.device.get(chunk.id).encoded.payload_LN.equal(chunk.encoded.payload_LN)
 
 
 def test_digests_leave_nothing_referred_to_once_they_are_known(crossing, new_chunk):
