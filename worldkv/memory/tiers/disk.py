@@ -105,6 +105,7 @@ class DiskTier:
     def put(self, chunk: KVChunk) -> None:
         """Write the chunk; durable when this returns. See `Tier`; TransferError also where it is damaged already."""
         chunk = verified(chunk, self.name)
+        self._books.clear_stuck(self._clear)
         if not self._books.reserve(chunk.id, self.cost_bytes(chunk), self._aside.trim):
             return
         final = self._path(chunk.id)
@@ -120,7 +121,7 @@ class DiskTier:
             if written:
                 self._books.arrived(chunk.id)
             else:
-                self._books.abandoned(chunk.id, cleared=self._clear(part, final))
+                self._books.abandoned(chunk.id, cleared=self._clear(chunk.id))
 
     def get(self, chunk_id: str) -> KVChunk:
         """Read and verify the chunk, into memory of its own. See `Tier`."""
@@ -169,7 +170,7 @@ class DiskTier:
     def check(self) -> list[str]:
         """Faults in the books, and where they differ from the names on disk. Not while a put or a removal runs."""
         faults, held = self._books.faults(), set(self.ids())
-        lying = {path.stem for path in self._chunk_paths()}
+        lying = {path.stem for path in self._chunk_paths()} - self._books.stuck()
         faults += [f"tier {self.name}: chunk {i} is booked and has no file" for i in sorted(held - lying)]
         faults += [f"tier {self.name}: {self._path(i)} is in no book" for i in sorted(lying - held)]
         if self._aside.used_bytes + self.used_bytes > self.capacity_bytes:
@@ -238,16 +239,17 @@ class DiskTier:
         except OSError as fault:
             raise TransferError(f"tier {self.name}: {path} cannot be removed: {_reason(fault)}") from fault
 
-    def _clear(self, *paths: Path) -> bool:
+    def _clear(self, chunk_id: str) -> bool:
         """Remove what a failed write may have left; False where something may remain."""
-        for path in paths:
+        final = self._path(chunk_id)
+        for path in (final.with_suffix(PART_SUFFIX), final):
             try:
                 self._disk.unlink(path)
             except OSError:
                 return False
         # Should this not reach the medium, a restart finds a whole chunk or a leftover: both are in order.
         with suppress(OSError):
-            self._disk.sync_folder(paths[0].parent)
+            self._disk.sync_folder(final.parent)
         return True
 
     def _write_error(self, chunk: KVChunk, path: Path, fault: OSError) -> WorldKVError:

@@ -99,6 +99,7 @@ class DurableTier:
     def put(self, chunk: KVChunk) -> None:
         """Store the chunk; see `Tier`. Copies it once; TransferError also where it is damaged already."""
         chunk = verified(chunk, self.name)
+        self._books.clear_stuck(self._clear)
         if not self._books.reserve(chunk.id, self.cost_bytes(chunk), self._aside.trim):
             return
         stored = False
@@ -175,10 +176,12 @@ class DurableTier:
                             f"name a place of its own, such as {self.root}/worldkv"
                         )
                     self._store.pipe_file(marker, json.dumps(mine).encode())
-                found = json.loads(self._store.cat_file(marker))
+                marked = self._store.cat_file(marker)
         except TransferError as fault:
             raise OutputError(str(fault)) from fault
-        except json.JSONDecodeError as fault:
+        try:
+            found = json.loads(marked)
+        except ValueError as fault:  # no JSON, or no text
             raise ConfigError(f"tier {self.name}: {marker} is damaged ({fault}); name another place") from fault
         if found != mine:
             raise ConfigError(
