@@ -19,7 +19,7 @@ from worldkv.memory.chunk import KVChunk
 from worldkv.memory.detail import Detail, Ladder
 from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, choose
 from worldkv.memory.tenants import Shares
-from worldkv.memory.tier import Quarantines, Tier
+from worldkv.memory.tier import Quarantines, Survives, Tier
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Placement:
         self._catalogue, self._books = catalogue, books
         self.stuck: tuple[set[str], ...] = tuple(set() for _ in tiers)
         """Per tier: ids of chunks that the tier failed to remove; tried again when their bytes are needed."""
+        self.unread: tuple[dict[str, str], ...] = tuple({} for _ in tiers)
+        """Per tier: every id of chunks of an earlier process that could not be read yet -> what the tier calls them."""
         self._arriving: set[Entry] = set()
         """On their way into a tier, which may make others move meanwhile."""
 
@@ -94,7 +96,7 @@ class Placement:
     def remove(self, entry: Entry, level: int, reason: str) -> None:
         """Out of one tier."""
         self._catalogue.leave(entry, level, reason)
-        self._clear_away(entry.id, level)
+        self.clear_away(entry.id, level)
 
     def drop(self, entry: Entry, reason: str) -> None:
         """Out of every tier."""
@@ -114,6 +116,26 @@ class Placement:
         if not entry.copies and entry.references == 0 and not entry.firm:
             self._catalogue.forget(entry)
 
+    def keep_names(self, entry: Entry) -> None:
+        """Let the tiers that survive know all ids under which their copy is asked for."""
+        for level in entry.copies:
+            self._keep_names(level, entry.id, entry.names)
+
+    def now_read(self, chunk_id: str, level: int) -> None:
+        """The chunk is not unread any more."""
+        unread = self.unread[level]
+        for name in [name for name, i in unread.items() if i == chunk_id]:
+            del unread[name]
+
+    def clear_away(self, chunk_id: str, level: int) -> None:
+        """Remove what no entry holds."""
+        try:
+            self.tiers[level].remove(chunk_id)
+            self.stuck[level].discard(chunk_id)
+        except TransferError:
+            self._books.failures[level] += 1
+            self.stuck[level].add(chunk_id)
+
     def _quarantine(self, entry: Entry, level: int) -> None:
         self._catalogue.leave(entry, level, "evicted")
         self.set_aside(entry.id, level)
@@ -121,21 +143,14 @@ class Placement:
 
     def set_aside(self, chunk_id: str, level: int) -> None:
         """Take a bad piece out of the tier, which may keep it as evidence where nothing reads it."""
+        self.now_read(chunk_id, level)
         self._books.events["quarantined"] += 1
         tier = self.tiers[level]
         if not isinstance(tier, Quarantines):
-            self._clear_away(chunk_id, level)
+            self.clear_away(chunk_id, level)
             return
         try:
             tier.quarantine(chunk_id)
-        except TransferError:
-            self._books.failures[level] += 1
-            self.stuck[level].add(chunk_id)
-
-    def _clear_away(self, chunk_id: str, level: int) -> None:
-        try:
-            self.tiers[level].remove(chunk_id)
-            self.stuck[level].discard(chunk_id)
         except TransferError:
             self._books.failures[level] += 1
             self.stuck[level].add(chunk_id)
@@ -153,15 +168,32 @@ class Placement:
         return self._put(entry, chunk, level, cost)
 
     def _put(self, entry: Entry, chunk: KVChunk, level: int, cost: int) -> bool:
-        try:
-            self.tiers[level].put(chunk)
-        except (CapacityError, TransferError):
-            self._books.failures[level] += 1
+        if self._write(chunk, level, entry.names) is not None:
             entry.left[level] = entry.lost = "evicted"
             return False
-        self.stuck[level].discard(chunk.id)
         self._catalogue.enter(entry, level, cost)
         return True
+
+    def _write(self, chunk: KVChunk, level: int, names: Sequence[str]) -> CapacityError | TransferError | None:
+        """Into the tier, with the ids under which it is asked for; no book but the tier's knows it yet."""
+        try:
+            self.tiers[level].put(chunk)
+        except (CapacityError, TransferError) as fault:
+            self._books.failures[level] += 1
+            return fault
+        self.stuck[level].discard(chunk.id)
+        self.now_read(chunk.id, level)
+        self._keep_names(level, chunk.id, names)
+        return None
+
+    def _keep_names(self, level: int, chunk_id: str, names: Sequence[str]) -> None:
+        tier = self.tiers[level]
+        if not isinstance(tier, Survives) or all(name == chunk_id for name in names):
+            return
+        try:
+            tier.also_name(chunk_id, names)
+        except TransferError:
+            self._books.failures[level] += 1
 
     def _refusal(self, entry: Entry, chunk: KVChunk, level: int) -> str | None:
         """Why the tier cannot take the chunk, as a reason of misses; None when it can. Reclaims stale chunks."""
@@ -192,11 +224,12 @@ class Placement:
         return sum(entry.copies[level].cost_bytes for entry in self._victims(level, tenant, need, own=own))
 
     def _reclaim(self, level: int, need: int) -> None:
-        """Drop chunks of other weights until `need` bytes are free, or none is left."""
+        """Drop chunks of other weights, then unread ones, until `need` bytes are free, or none is left."""
         if need <= 0:
             return
+        wanted_bytes = self.tiers[level].used_bytes - need
         for chunk_id in list(self.stuck[level]):
-            self._clear_away(chunk_id, level)
+            self.clear_away(chunk_id, level)
         batch, freed = [], 0
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:
@@ -207,6 +240,11 @@ class Placement:
         for entry in batch:
             self.drop(entry, "stale_epoch")
             self.settle(entry)
+        for chunk_id in dict.fromkeys(self.unread[level].values()):
+            if self.tiers[level].used_bytes > wanted_bytes:
+                self._books.events["dropped"] += 1
+                self.now_read(chunk_id, level)
+                self.clear_away(chunk_id, level)
 
     def _free(self, level: int, tenant: str, need: int, *, own: bool) -> None:
         """Make room: by detail as far as that goes, then by chunks."""
@@ -228,11 +266,14 @@ class Placement:
                 break
             for entry in victims:
                 if freed < need:
-                    freed += self._reduce(entry, level, rung)
+                    gained = self._reduce(entry, level, rung)
+                    if gained is None:
+                        return freed
+                    freed += gained
         return freed
 
-    def _reduce(self, entry: Entry, level: int, rung: Detail) -> int:
-        """Replace the tier's copy by one with less detail; returns the bytes that became free."""
+    def _reduce(self, entry: Entry, level: int, rung: Detail) -> int | None:
+        """Replace the tier's copy by one with less detail; bytes that became free, None where it took none."""
         cost = entry.copies[level].cost_bytes
         if len(entry.copies) > 1 or entry in self._arriving:
             self.remove(entry, level, "evicted")  # nothing is lost while another tier has all detail
@@ -242,26 +283,69 @@ class Placement:
             small = chunk and self.rules[level].ladder.reduce(chunk, rung)
         except ModelError:
             small = None
-        if small is None:
+        if chunk is None or small is None:
             if level in entry.copies:
                 self._push_out(entry, level, "evicted")
             else:
                 self.settle(entry)
             return cost
+        twin = self._catalogue.find(entry.tenant, small.id)
+        if twin is not None and twin is not entry and (twin.copies or twin in self._arriving):
+            self.remove(entry, level, "evicted")
+            self._catalogue.merge(entry, twin)
+            self.keep_names(twin)
+            return cost
+        if self._fits_beside(entry, small, level):
+            fault = self._write(small, level, entry.names)
+            if fault is None:
+                self.remove(entry, level, "evicted")
+                return self._enter_reduced(entry, small, level, cost)
+            if isinstance(fault, TransferError):
+                return None
         self.remove(entry, level, "evicted")
+        if not self._has_room(small, level):
+            chunk = None  # it is a view, and keeps its bytes in the tier
+        if self._write(small, level, entry.names) is None:
+            return self._enter_reduced(entry, small, level, cost)
+        return self._restore(entry, chunk, small, level, cost)
+
+    def _fits_beside(self, entry: Entry, small: KVChunk, level: int) -> bool:
+        """Whether both forms may lie in the tier at once, so that at no moment neither does."""
+        cost = self.tiers[level].cost_bytes(small)
+        return self._has_room(small, level) and self._over_limit(level, entry.tenant, cost) <= 0
+
+    def _has_room(self, chunk: KVChunk, level: int) -> bool:
+        tier = self.tiers[level]
+        return tier.used_bytes + tier.cost_bytes(chunk) <= tier.capacity_bytes
+
+    def _enter_reduced(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int:
+        """The tier holds the chunk with less detail, and no longer with more; returns the bytes that became free."""
+        entry, small_cost = self._become(entry, small), self.tiers[level].cost_bytes(small)
+        self._catalogue.enter(entry, level, small_cost)
+        self.keep_names(entry)
+        entry.reductions += 1
+        self._books.events["reduced"] += 1
+        return cost - small_cost
+
+    def _become(self, entry: Entry, small: KVChunk) -> Entry:
+        """The entry, which lies nowhere, as one of the chunk with less detail."""
         twin = self._catalogue.find(entry.tenant, small.id)
         if twin is not None and twin is not entry:
             self._catalogue.merge(entry, twin)
             entry = twin
-            if twin.copies or twin in self._arriving:
-                return cost
         self._catalogue.rename(entry, small)
-        entry.reductions += 1
-        self._books.events["reduced"] += 1
-        if not self._put(entry, small, level, self.tiers[level].cost_bytes(small)):
-            self._books.events["dropped"] += 1
-            return cost
-        return cost - entry.copies[level].cost_bytes
+        return entry
+
+    def _restore(self, entry: Entry, chunk: KVChunk | None, small: KVChunk, level: int, cost: int) -> int | None:
+        """The chunk lies nowhere and its reduced form could not be written: back to where it was, or further down."""
+        if chunk is None:
+            entry = self._become(entry, small)
+        elif self._write(chunk, level, entry.names) is None:
+            self._catalogue.enter(entry, level, cost)
+            return None
+        self._books.events["demoted"] += self.place(entry, chunk or small, level=level + 1)
+        self.settle(entry)
+        return cost
 
     def _push_out(self, entry: Entry, level: int, reason: str) -> None:
         """One tier down, or for good."""

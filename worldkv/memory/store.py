@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ChunkPinned, TransferError
 from worldkv.memory import integrity
+from worldkv.memory.adoption import Adoption
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import DEFAULT_TENANT, Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
@@ -39,6 +40,7 @@ class ChunkMemory:
             rule.shares.check(tier.name, tier.capacity_bytes)
         self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
         self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch)
+        self._adoption = Adoption(self._placement, self._catalogue, self._books)
 
     @property
     def epoch(self) -> str:
@@ -50,16 +52,11 @@ class ChunkMemory:
         self._placement.epoch = epoch
 
     def adopt(self) -> int:
-        """Take up the chunks that the tiers hold from an earlier process; how many. Blocks for reading them.
+        """Take up the chunks that the tiers hold from an earlier process; how many. Blocks for reading their headers.
 
-        They are kept for whoever admits or asks for them, until room is needed.
+        They are kept for whoever admits or asks for them, until room is needed. See `adoption`.
         """
-        found = 0
-        for level, tier in reversed(list(enumerate(self.tiers))):
-            for chunk_id in list(tier.ids()):
-                found += self._adopt(level, tier, chunk_id)
-        self._placement.enforce_limits()
-        return found
+        return self._adoption.start()
 
     def admit(self, chunk: KVChunk, *, group: Hashable = None, known_as: str | None = None) -> str:
         """Take one reference on the chunk and store it in tier 0, making room; returns the id to ask for.
@@ -68,6 +65,7 @@ class ChunkMemory:
         which a chunk with less detail by now was first admitted. A chunk that no tier can take is dropped at once,
         and its fetch will miss.
         """
+        self._adoption.try_again(chunk.tenant, chunk.id)
         entry = self._entry_for(chunk.tenant, known_as or chunk.id, chunk)
         entry.group = group if entry.references == 0 or entry.group == group else None
         entry.references, entry.found = entry.references + 1, False
@@ -80,6 +78,8 @@ class ChunkMemory:
                 self._placement.place(entry, chunk)
             else:
                 self._books.events["dropped"] += 1
+        else:
+            self._placement.keep_names(entry)
         return known_as or chunk.id
 
     def admit_dropped(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:
@@ -203,6 +203,7 @@ class ChunkMemory:
             tier.close()
 
     def _fetch(self, chunk_id: str, tenant: str) -> KVChunk | None:
+        self._adoption.try_again(tenant, chunk_id)
         entry = self._catalogue.find(tenant, chunk_id)
         if entry is not None and entry.epoch != self.epoch:
             self._miss_as_stale(entry)
@@ -247,23 +248,6 @@ class ChunkMemory:
                 return known
             self._catalogue.merge(known, same)
         return same
-
-    def _adopt(self, level: int, tier: Tier, chunk_id: str) -> bool:
-        before = tier.used_bytes
-        try:
-            chunk = tier.get(chunk_id)
-        except (ChunkCorrupt, ChunkNotFound, TransferError):
-            self._placement.set_aside(chunk_id, level)
-            return False
-        assert tier.used_bytes == before, f"tier {tier.name} changed while chunk {chunk_id} was read"
-        entry = self._catalogue.find(chunk.tenant, chunk_id)
-        if entry is None:
-            entry = self._catalogue.add(chunk.tenant, chunk.epoch, chunk_id)
-            entry.describe(chunk)
-            entry.found = True
-        if level not in entry.copies:
-            self._catalogue.enter(entry, level, tier.cost_bytes(chunk))
-        return True
 
     def _look(self, entry: Entry) -> KVChunk | None:
         """The chunk if it is sound, verified wherever it lies; nothing changes where it is not."""

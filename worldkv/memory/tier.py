@@ -5,7 +5,7 @@ Which chunk goes where, what leaves and when is decided by the store; recency, r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 from worldkv.memory.chunk import KVChunk
@@ -72,6 +72,26 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Give back what is held outside the process' heap; what is durable stays."""
+        ...
+
+
+@runtime_checkable
+class Survives(Protocol):
+    """A tier that outlives its process, and tells the next one what it holds without reading payloads."""
+
+    def outline(self, chunk_id: str) -> KVChunk:
+        """See `KVChunk.outline`. Blocks. Raises as `Tier.get` does."""
+        ...
+
+    def names(self, chunk_id: str) -> tuple[str, ...]:
+        """Further ids under which the chunk is asked for, as `also_name` was told."""
+        ...
+
+    def also_name(self, chunk_id: str, names: Iterable[str]) -> None:
+        """Keep further ids of a chunk that is here for as long as it is; durable when this returns.
+
+        Blocks, though not for names that are kept already. Raises TransferError.
+        """
         ...
 
 
