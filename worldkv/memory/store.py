@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ChunkPinned, TransferError
+from worldkv.errors import CapacityError, ChunkCorrupt, ChunkForeign, ChunkNotFound, ChunkPinned, TransferError
 from worldkv.memory import integrity
 from worldkv.memory.adoption import Adoption
 from worldkv.memory.books import Books
@@ -40,6 +40,7 @@ class ChunkMemory:
             rule.shares.check(tier.name, tier.capacity_bytes)
         self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
         self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch)
+        self._past_epochs: set[str] = set()
         self._adoption = Adoption(self._placement, self._catalogue, self._books)
 
     @property
@@ -49,6 +50,7 @@ class ChunkMemory:
 
     def set_epoch(self, epoch: str) -> None:
         """From now on chunks of other weights miss as `stale_epoch`. O(1): their bytes go when asked for or needed."""
+        self._past_epochs.add(self.epoch)
         self._placement.epoch = epoch
 
     def adopt(self) -> int:
@@ -58,13 +60,17 @@ class ChunkMemory:
         """
         return self._adoption.start()
 
-    def admit(self, chunk: KVChunk, *, group: Hashable = None, known_as: str | None = None) -> str:
+    def admit(
+        self, chunk: KVChunk, *, group: Hashable = None, known_as: str | None = None, tenant: str | None = None
+    ) -> str:
         """Take one reference on the chunk and store it in tier 0, making room; returns the id to ask for.
 
         Chunks of one `group` show one world, so that one may stand in for another. `known_as` is the id under
         which a chunk with less detail by now was first admitted. A chunk that no tier can take is dropped at once,
-        and its fetch will miss.
+        and its fetch will miss; so is one of weights that were valid here before `set_epoch`, which a rollout under way
+        may still bring. Raises ChunkForeign for a chunk of any other weights, or of another than the given `tenant`.
         """
+        self._refuse_foreign(chunk, tenant)
         self._adoption.try_again(chunk.tenant, chunk.id)
         entry = self._entry_for(chunk.tenant, known_as or chunk.id, chunk)
         entry.group = group if entry.references == 0 or entry.group == group else None
@@ -235,6 +241,18 @@ class ChunkMemory:
         if not entry.firm:
             self._placement.drop(entry, "stale_epoch")
             self._placement.settle(entry)
+
+    def _refuse_foreign(self, chunk: KVChunk, tenant: str | None) -> None:
+        what = f"chunk {chunk.id}, number {chunk.index} of a rollout"
+        if tenant is not None and chunk.tenant != tenant:
+            raise ChunkForeign(
+                f"{what}: tenant {tenant!r} expected, {chunk.tenant!r} found; admit it for the tenant that owns it"
+            )
+        if chunk.epoch != self.epoch and chunk.epoch not in self._past_epochs:
+            raise ChunkForeign(
+                f"{what}: epoch {self.epoch!r} expected, {chunk.epoch!r} found: another model or other weights made "
+                f"it; give each model a memory of its own, or call set_epoch when the weights change"
+            )
 
     def _entry_for(self, tenant: str, name: str, chunk: KVChunk) -> Entry:
         """The entry of this name: one it had before, that of the chunk's own content, or a fresh one."""
