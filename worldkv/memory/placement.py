@@ -17,7 +17,7 @@ from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.detail import Detail, Ladder
-from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, choose
+from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, Refetch, choose
 from worldkv.memory.tenants import Shares
 from worldkv.memory.tier import Quarantines, Survives, Tier
 
@@ -34,6 +34,8 @@ class TierRules:
     ladder: Ladder = field(default_factory=Ladder)
     """What chunks here may be reduced to before they leave."""
     shares: Shares = field(default_factory=Shares)
+    refetch: Refetch = field(default_factory=lambda: Refetch(latency_seconds=1e-3, bytes_per_second=5e9))
+    """What it takes to read a chunk here, for tiers that weigh whether to send it here."""
     keeps_copies: bool = False
     """Whether what is promoted stays here too; a tier that outlives the process should."""
 
@@ -380,10 +382,17 @@ class Placement:
             for entry in lying:
                 if not entry.firm:
                     offered[entry.id] = entry
-                    yield _candidate(entry, level)
+                    yield _candidate(entry, level, self._refetch_seconds(entry, level))
 
         ordered = rules.eviction.victims(candidates(), catalogue.clock)
         return [offered[candidate.id] for candidate in choose(ordered, need, spare)]
+
+    def _refetch_seconds(self, entry: Entry, level: int) -> float | None:
+        """To bring the chunk back once it has left the tier: from its next copy, or the next tier, that it goes to."""
+        further = min((other for other in entry.copies if other > level), default=level + 1)
+        if further == len(self.tiers) or entry.epoch != self.epoch:
+            return None
+        return self.rules[further].refetch.seconds(entry.copies[level].cost_bytes)
 
 
 def chunk_fits(tier: Tier, chunk: KVChunk) -> bool:
@@ -391,7 +400,7 @@ def chunk_fits(tier: Tier, chunk: KVChunk) -> bool:
     return tier.cost_bytes(chunk) <= tier.capacity_bytes
 
 
-def _candidate(entry: Entry, level: int) -> Candidate:
+def _candidate(entry: Entry, level: int, refetch_seconds: float | None) -> Candidate:
     return Candidate(
         id=entry.id,
         tenant=entry.tenant,
@@ -400,4 +409,5 @@ def _candidate(entry: Entry, level: int) -> Candidate:
         uses=entry.uses,
         seen_from=entry.seen_from,
         group=entry.group,
+        refetch_seconds=refetch_seconds,
     )
