@@ -8,12 +8,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from worldkv.errors import ChunkCorrupt, ChunkNotFound, TransferError
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.placement import Placement
 from worldkv.memory.tier import Survives
+
+# Headers asked for ahead of their turn, for a disk to read at once; four times as many took no less time.
+AHEAD = 64
 
 
 class Adoption:
@@ -25,8 +30,8 @@ class Adoption:
     def start(self) -> int:
         """Take up all there is; how many chunks. Blocks for reading their headers."""
         taken: list[tuple[int, Entry]] = []
-        for level, tier in reversed(list(enumerate(self._placement.tiers))):
-            for chunk_id in list(tier.ids()) if isinstance(tier, Survives) else ():
+        for level, tier in reversed(list(enumerate(self._placement.survivors))):
+            for chunk_id in () if tier is None else _in_turn(tier):
                 entry = self._take_up(level, chunk_id)
                 taken += [] if entry is None else [(level, entry)]
         # Only now: a name must not stand for a chunk that lies here itself.
@@ -46,8 +51,8 @@ class Adoption:
                     self._placement.enforce_limits()
 
     def _take_up(self, level: int, chunk_id: str) -> Entry | None:
-        tier = self._placement.tiers[level]
-        assert isinstance(tier, Survives), f"tier {tier.name} holds nothing of an earlier process"
+        tier = self._placement.survivors[level]
+        assert tier is not None, f"tier {level} outlives no process, and holds no chunk {chunk_id} of an earlier one"
         try:
             chunk = tier.outline(chunk_id)
         except (ChunkCorrupt, ChunkNotFound):
@@ -77,10 +82,18 @@ class Adoption:
         return entry
 
     def _name(self, level: int, entry: Entry) -> None:
-        tier = self._placement.tiers[level]
-        for name in tier.names(entry.id) if isinstance(tier, Survives) else ():
+        tier = self._placement.survivors[level]
+        for name in () if tier is None else tier.names(entry.id):
             known = self._catalogue.find(entry.tenant, name)
             if known is None:
                 self._catalogue.also_named(entry, name)
             elif known is not entry and not known.copies and not known.firm:
                 self._catalogue.merge(known, entry)
+
+
+def _in_turn(tier: Survives) -> Iterator[str]:
+    ids = list(tier.ids())
+    for start in range(0, len(ids), AHEAD):
+        batch = ids[start : start + AHEAD]
+        tier.expect(batch)
+        yield from batch

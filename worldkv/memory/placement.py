@@ -47,6 +47,7 @@ class Placement:
         self, tiers: Sequence[Tier], rules: Sequence[TierRules], catalogue: Catalogue, books: Books, epoch: str
     ) -> None:
         self.tiers, self.rules, self.epoch = tuple(tiers), tuple(rules), epoch
+        self.survivors = tuple(tier if isinstance(tier, Survives) else None for tier in tiers)
         self._catalogue, self._books = catalogue, books
         self.stuck: tuple[set[str], ...] = tuple(set() for _ in tiers)
         """Per tier: ids of chunks that the tier failed to remove; tried again when their bytes are needed."""
@@ -189,8 +190,8 @@ class Placement:
         return None
 
     def _keep_names(self, level: int, chunk_id: str, names: Sequence[str]) -> None:
-        tier = self.tiers[level]
-        if not isinstance(tier, Survives) or all(name == chunk_id for name in names):
+        tier = self.survivors[level]
+        if tier is None or all(name == chunk_id for name in names):
             return
         try:
             tier.also_name(chunk_id, names)

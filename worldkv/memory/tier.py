@@ -76,11 +76,15 @@ class Tier(Protocol):
 
 
 @runtime_checkable
-class Survives(Protocol):
+class Survives(Tier, Protocol):
     """A tier that outlives its process, and tells the next one what it holds without reading payloads."""
 
     def outline(self, chunk_id: str) -> KVChunk:
         """See `KVChunk.outline`. Blocks. Raises as `Tier.get` does."""
+        ...
+
+    def expect(self, chunk_ids: Iterable[str]) -> None:
+        """A hint: the outlines of these chunks will be asked for next, in this order. Does not block."""
         ...
 
     def names(self, chunk_id: str) -> tuple[str, ...]:

@@ -134,6 +134,11 @@ class DiskTier:
         """Read and verify the chunk's header. See `Survives`."""
         return self._read(chunk_id, KVChunk.outline)
 
+    def expect(self, chunk_ids: Iterable[str]) -> None:
+        """See `Survives`: a disk reads many headers at once faster than one after the other."""
+        for chunk_id in chunk_ids:
+            self._disk.read_ahead(self._path(chunk_id), PAGE_BYTES)
+
     def _read(self, chunk_id: str, read: Callable[[Source], KVChunk]) -> KVChunk:
         self._books.require(chunk_id)
         path = self._path(chunk_id)

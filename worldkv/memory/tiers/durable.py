@@ -147,6 +147,9 @@ class DurableTier:
             source = _Object(f"tier {self.name}, {path}", size, self._store, path)
             return self._checked(chunk_id, KVChunk.outline(source))
 
+    def expect(self, chunk_ids: Iterable[str]) -> None:
+        """See `Survives`; nothing is read ahead here."""
+
     def names(self, chunk_id: str) -> tuple[str, ...]:
         """See `Survives`."""
         return self._names.of(chunk_id)

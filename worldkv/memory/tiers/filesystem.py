@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -97,6 +98,15 @@ class Disk:
         # From end to end the kernel shall read ahead further; for a header alone it shall not read ahead at all.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL if whole else os.POSIX_FADV_RANDOM)
         return descriptor
+
+    def read_ahead(self, path: Path, size_bytes: int) -> None:
+        """Ask the kernel to read the start of the file in the background; a hint, which may come to nothing."""
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, 0, size_bytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
     def size_bytes(self, descriptor: int) -> int:
         """Of the open file."""
