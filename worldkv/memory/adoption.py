@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from worldkv.errors import ChunkCorrupt, ChunkNotFound, TransferError
-from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.placement import Placement
@@ -24,13 +23,13 @@ AHEAD = 64
 class Adoption:
     """Enters into the catalogue what tiers that survive hold."""
 
-    def __init__(self, placement: Placement, catalogue: Catalogue, books: Books) -> None:
-        self._placement, self._catalogue, self._books = placement, catalogue, books
+    def __init__(self, placement: Placement, catalogue: Catalogue) -> None:
+        self._placement, self._access, self._catalogue = placement, placement.access, catalogue
 
     def start(self) -> int:
         """Take up all there is; how many chunks. Blocks for reading their headers."""
         taken: list[tuple[int, Entry]] = []
-        for level, tier in reversed(list(enumerate(self._placement.survivors))):
+        for level, tier in reversed(list(enumerate(self._access.survivors))):
             for chunk_id in () if tier is None else _in_turn(tier):
                 entry = self._take_up(level, chunk_id)
                 taken += [] if entry is None else [(level, entry)]
@@ -42,7 +41,7 @@ class Adoption:
 
     def try_again(self, tenant: str, chunk_id: str) -> None:
         """Take up what could not be read before, if it is what the tenant asks for and nothing else is at hand."""
-        for level, unread in enumerate(self._placement.unread):
+        for level, unread in enumerate(self._access.unread):
             known = self._catalogue.find(tenant, chunk_id) if chunk_id in unread else None
             if chunk_id in unread and (known is None or not known.copies):
                 entry = self._take_up(level, unread[chunk_id])
@@ -51,21 +50,20 @@ class Adoption:
                     self._placement.enforce_limits()
 
     def _take_up(self, level: int, chunk_id: str) -> Entry | None:
-        tier = self._placement.survivors[level]
+        tier = self._access.survivors[level]
         assert tier is not None, f"tier {level} outlives no process, and holds no chunk {chunk_id} of an earlier one"
         try:
             chunk = tier.outline(chunk_id)
         except (ChunkCorrupt, ChunkNotFound):
-            self._placement.set_aside(chunk_id, level)
+            self._access.set_aside(chunk_id, level)
             return None
         except TransferError:
-            self._books.failures[level] += 1
-            self._placement.unread[level].update(dict.fromkeys((chunk_id, *tier.names(chunk_id)), chunk_id))
+            self._access.not_read(chunk_id, level, tier.names(chunk_id))
             return None
-        self._placement.now_read(chunk_id, level)
+        self._access.now_read(chunk_id, level)
         entry = self._entry_of(chunk)
         if entry.id != chunk_id:
-            self._placement.clear_away(chunk_id, level)  # what it became with less detail is at hand
+            self._access.clear_away(chunk_id, level)  # what it became with less detail is at hand
             return None
         if level not in entry.copies:
             self._catalogue.enter(entry, level, tier.cost_bytes(chunk))
@@ -82,7 +80,7 @@ class Adoption:
         return entry
 
     def _name(self, level: int, entry: Entry) -> None:
-        tier = self._placement.survivors[level]
+        tier = self._access.survivors[level]
         for name in () if tier is None else tier.names(entry.id):
             known = self._catalogue.find(entry.tenant, name)
             if known is None:

@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ModelError, TransferError
+from worldkv.errors import ChunkCorrupt, ChunkNotFound, ModelError, TransferError
+from worldkv.memory.access import TierAccess
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.detail import Detail, Ladder
 from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, Refetch, choose
 from worldkv.memory.tenants import Shares
-from worldkv.memory.tier import Quarantines, Survives, Tier
+from worldkv.memory.tier import Tier
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,8 @@ class Placement:
         self, tiers: Sequence[Tier], rules: Sequence[TierRules], catalogue: Catalogue, books: Books, epoch: str
     ) -> None:
         self.tiers, self.rules, self.epoch = tuple(tiers), tuple(rules), epoch
-        self.survivors = tuple(tier if isinstance(tier, Survives) else None for tier in tiers)
         self._catalogue, self._books = catalogue, books
-        self.stuck: tuple[set[str], ...] = tuple(set() for _ in tiers)
-        """Per tier: ids of chunks that the tier failed to remove; tried again when their bytes are needed."""
-        self.unread: tuple[dict[str, str], ...] = tuple({} for _ in tiers)
-        """Per tier: every id of chunks of an earlier process that could not be read yet -> what the tier calls them."""
+        self.access = TierAccess(tiers, books)
         self._arriving: set[Entry] = set()
         """On their way into a tier, which may make others move meanwhile."""
 
@@ -99,7 +96,7 @@ class Placement:
     def remove(self, entry: Entry, level: int, reason: str) -> None:
         """Out of one tier."""
         self._catalogue.leave(entry, level, reason)
-        self.clear_away(entry.id, level)
+        self.access.clear_away(entry.id, level)
 
     def drop(self, entry: Entry, reason: str) -> None:
         """Out of every tier."""
@@ -122,41 +119,12 @@ class Placement:
     def keep_names(self, entry: Entry) -> None:
         """Let the tiers that survive know all ids under which their copy is asked for."""
         for level in entry.copies:
-            self._keep_names(level, entry.id, entry.names)
-
-    def now_read(self, chunk_id: str, level: int) -> None:
-        """The chunk is not unread any more."""
-        unread = self.unread[level]
-        for name in [name for name, i in unread.items() if i == chunk_id]:
-            del unread[name]
-
-    def clear_away(self, chunk_id: str, level: int) -> None:
-        """Remove what no entry holds."""
-        try:
-            self.tiers[level].remove(chunk_id)
-            self.stuck[level].discard(chunk_id)
-        except TransferError:
-            self._books.failures[level] += 1
-            self.stuck[level].add(chunk_id)
+            self.access.keep_names(entry.id, level, entry.names)
 
     def _quarantine(self, entry: Entry, level: int) -> None:
         self._catalogue.leave(entry, level, "evicted")
-        self.set_aside(entry.id, level)
+        self.access.set_aside(entry.id, level)
         self._books.events["dropped"] += not entry.copies
-
-    def set_aside(self, chunk_id: str, level: int) -> None:
-        """Take a bad piece out of the tier, which may keep it as evidence where nothing reads it."""
-        self.now_read(chunk_id, level)
-        self._books.events["quarantined"] += 1
-        tier = self.tiers[level]
-        if not isinstance(tier, Quarantines):
-            self.clear_away(chunk_id, level)
-            return
-        try:
-            tier.quarantine(chunk_id)
-        except TransferError:
-            self._books.failures[level] += 1
-            self.stuck[level].add(chunk_id)
 
     def _enter(self, entry: Entry, chunk: KVChunk, level: int) -> bool:
         refusal = self._refusal(entry, chunk, level)
@@ -171,32 +139,11 @@ class Placement:
         return self._put(entry, chunk, level, cost)
 
     def _put(self, entry: Entry, chunk: KVChunk, level: int, cost: int) -> bool:
-        if self._write(chunk, level, entry.names) is not None:
+        if self.access.write(chunk, level, entry.names) is not None:
             entry.left[level] = entry.lost = "evicted"
             return False
         self._catalogue.enter(entry, level, cost)
         return True
-
-    def _write(self, chunk: KVChunk, level: int, names: Sequence[str]) -> CapacityError | TransferError | None:
-        """Into the tier, with the ids under which it is asked for; no book but the tier's knows it yet."""
-        try:
-            self.tiers[level].put(chunk)
-        except (CapacityError, TransferError) as fault:
-            self._books.failures[level] += 1
-            return fault
-        self.stuck[level].discard(chunk.id)
-        self.now_read(chunk.id, level)
-        self._keep_names(level, chunk.id, names)
-        return None
-
-    def _keep_names(self, level: int, chunk_id: str, names: Sequence[str]) -> None:
-        tier = self.survivors[level]
-        if tier is None or all(name == chunk_id for name in names):
-            return
-        try:
-            tier.also_name(chunk_id, names)
-        except TransferError:
-            self._books.failures[level] += 1
 
     def _refusal(self, entry: Entry, chunk: KVChunk, level: int) -> str | None:
         """Why the tier cannot take the chunk, as a reason of misses; None when it can. Reclaims stale chunks."""
@@ -231,8 +178,7 @@ class Placement:
         if need <= 0:
             return
         wanted_bytes = self.tiers[level].used_bytes - need
-        for chunk_id in list(self.stuck[level]):
-            self.clear_away(chunk_id, level)
+        self.access.retry_stuck(level)
         batch, freed = [], 0
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:
@@ -243,11 +189,7 @@ class Placement:
         for entry in batch:
             self.drop(entry, "stale_epoch")
             self.settle(entry)
-        for chunk_id in dict.fromkeys(self.unread[level].values()):
-            if self.tiers[level].used_bytes > wanted_bytes:
-                self._books.events["dropped"] += 1
-                self.now_read(chunk_id, level)
-                self.clear_away(chunk_id, level)
+        self.access.give_up_unread(level, wanted_bytes)
 
     def _free(self, level: int, tenant: str, need: int, *, own: bool) -> None:
         """Make room: by detail as far as that goes, then by chunks."""
@@ -282,11 +224,10 @@ class Placement:
             self.remove(entry, level, "evicted")  # nothing is lost while another tier has all detail
             return cost
         try:
-            chunk = self.read(entry, level)
-            small = chunk and self.rules[level].ladder.reduce(chunk, rung)
+            small = self._reduced(entry, level, rung)
         except ModelError:
             small = None
-        if chunk is None or small is None:
+        if small is None:
             if level in entry.copies:
                 self._push_out(entry, level, "evicted")
             else:
@@ -299,18 +240,38 @@ class Placement:
             self.keep_names(twin)
             return cost
         if self._fits_beside(entry, small, level):
-            fault = self._write(small, level, entry.names)
+            fault = self.access.write(small, level, entry.names)
             if fault is None:
                 self.remove(entry, level, "evicted")
                 return self._enter_reduced(entry, small, level, cost)
             if isinstance(fault, TransferError):
                 return None
-        self.remove(entry, level, "evicted")
+        return self._exchange(entry, small, level, cost)
+
+    def _reduced(self, entry: Entry, level: int, rung: Detail) -> KVChunk | None:
+        chunk = self.read(entry, level)
+        return chunk and self.rules[level].ladder.reduce(chunk, rung)
+
+    def _exchange(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int | None:
+        """Where there is no room for both: out with the chunk, in with its reduced form. Returns what `_reduce` does.
+
+        Should that fail the chunk comes back, or goes further down.
+        """
+        whole = self.read(entry, level)
+        if level in entry.copies:
+            self.remove(entry, level, "evicted")
         if not self._has_room(small, level):
-            chunk = None  # it is a view, and keeps its bytes in the tier
-        if self._write(small, level, entry.names) is None:
+            whole = None  # it is a view, and keeps its bytes in the tier for as long as it is held
+        if self.access.write(small, level, entry.names) is None:
             return self._enter_reduced(entry, small, level, cost)
-        return self._restore(entry, chunk, small, level, cost)
+        if whole is None:
+            entry = self._become(entry, small)
+        elif self.access.write(whole, level, entry.names) is None:
+            self._catalogue.enter(entry, level, cost)
+            return None
+        self._books.events["demoted"] += self.place(entry, whole or small, level=level + 1)
+        self.settle(entry)
+        return cost
 
     def _fits_beside(self, entry: Entry, small: KVChunk, level: int) -> bool:
         """Whether both forms may lie in the tier at once, so that at no moment neither does."""
@@ -338,17 +299,6 @@ class Placement:
             entry = twin
         self._catalogue.rename(entry, small)
         return entry
-
-    def _restore(self, entry: Entry, chunk: KVChunk | None, small: KVChunk, level: int, cost: int) -> int | None:
-        """The chunk lies nowhere and its reduced form could not be written: back to where it was, or further down."""
-        if chunk is None:
-            entry = self._become(entry, small)
-        elif self._write(chunk, level, entry.names) is None:
-            self._catalogue.enter(entry, level, cost)
-            return None
-        self._books.events["demoted"] += self.place(entry, chunk or small, level=level + 1)
-        self.settle(entry)
-        return cost
 
     def _push_out(self, entry: Entry, level: int, reason: str) -> None:
         """One tier down, or for good."""

@@ -41,7 +41,7 @@ class ChunkMemory:
         self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
         self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch)
         self._past_epochs: set[str] = set()
-        self._adoption = Adoption(self._placement, self._catalogue, self._books)
+        self._adoption = Adoption(self._placement, self._catalogue)
 
     @property
     def epoch(self) -> str:
