@@ -6,6 +6,7 @@ WorldKVError
 ├ ChunkError
 │ ├ ChunkNotFound (KeyError)
 │ ├ ChunkCorrupt (ValueError)     expected and found checksum, tier, path
+│ ├ ChunkForeign (ValueError)     expected and found epoch or tenant
 │ └ ChunkPinned (RuntimeError)    by whom
 ├ LeaseExpired (RuntimeError)
 ├ TransferError (OSError)         from tier, to tier, bytes done
@@ -47,6 +48,10 @@ class ChunkNotFound(ChunkError, KeyError):
 
 class ChunkCorrupt(ChunkError, ValueError):
     """The bytes of a chunk do not match its checksum or header."""
+
+
+class ChunkForeign(ChunkError, ValueError):
+    """A chunk of another model, epoch or tenant than is asked for."""
 
 
 class ChunkPinned(ChunkError, RuntimeError):

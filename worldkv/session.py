@@ -202,7 +202,7 @@ class Session:
             encoded=CODECS[self.policy.codec].encode(k, v),
             token_ids_T3=ids,
         )
-        self.stored.append(live.index, self.memory.admit(chunk, group=self.serial))
+        self.stored.append(live.index, self.memory.admit(chunk, group=self.serial, tenant=self.tenant))
         self.index.add(live.index, poses_F44)
         self.stored_bytes += chunk.nbytes
 

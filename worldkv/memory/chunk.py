@@ -121,7 +121,19 @@ class KVChunk:
     def read(cls, source: Source) -> KVChunk:
         """The chunk that the source holds, on the CPU, verified. Raises ChunkCorrupt, naming the source."""
         reader = ChunkReader.open(source)
-        header, encoded = reader.header, reader.read()
+        return cls._of(reader.header, reader.read())
+
+    @classmethod
+    def outline(cls, source: Source) -> KVChunk:
+        """The chunk as its verified header tells; its payload is not read and lies on the device `meta`.
+
+        Raises ChunkCorrupt, naming the source.
+        """
+        reader = ChunkReader.open(source)
+        return cls._of(reader.header, reader.outline())
+
+    @classmethod
+    def _of(cls, header: Header, encoded: Encoded) -> KVChunk:
         return cls(
             tenant=header.tenant,
             epoch=header.epoch,

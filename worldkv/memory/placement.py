@@ -12,20 +12,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ModelError, TransferError, TransferLate
+from worldkv.errors import ChunkCorrupt, ChunkNotFound, ModelError, TransferError, TransferLate
+from worldkv.memory.access import TierAccess
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.detail import Detail, Ladder
-from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, choose
+from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, Refetch, choose
 from worldkv.memory.mover import Mover
 from worldkv.memory.tenants import Shares
-from worldkv.memory.tier import Lends, Quarantines, Tier
+from worldkv.memory.tier import Lends, Tier
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class TierRules:
     ladder: Ladder = field(default_factory=Ladder)
     """What chunks here may be reduced to before they leave."""
     shares: Shares = field(default_factory=Shares)
+    refetch: Refetch = field(default_factory=lambda: Refetch(latency_seconds=1e-3, bytes_per_second=5e9))
+    """What it takes to read a chunk here, for tiers that weigh whether to send it here."""
     keeps_copies: bool = False
     """Whether what is promoted stays here too; a tier that outlives the process should."""
 
@@ -59,11 +61,9 @@ class Placement:
         self.tiers, self.rules, self.epoch = tuple(tiers), tuple(rules), epoch
         self._lenders = tuple(tier if isinstance(tier, Lends) else None for tier in tiers)
         self._catalogue, self._books, self._mover = catalogue, books, mover
-        self.stuck: tuple[set[str], ...] = tuple(set() for _ in tiers)
-        """Per tier: ids of chunks that the tier failed to remove; tried again when their bytes are needed."""
+        self.access = TierAccess(tiers, books, mover)
         self._arriving: set[Entry] = set()
         """On their way into a tier, which may make others move meanwhile."""
-        self._attempts = itertools.count()
 
     def place(
         self, entry: Entry, chunk: KVChunk, *, level: int = 0, reason: str = "evicted", source: int | None = None
@@ -148,7 +148,7 @@ class Placement:
     def remove(self, entry: Entry, level: int, reason: str) -> None:
         """Out of one tier."""
         self._catalogue.leave(entry, level, reason)
-        self._clear_away(entry.id, level)
+        self.access.clear_away(entry.id, level)
 
     def drop(self, entry: Entry, reason: str) -> None:
         """Out of every tier."""
@@ -191,31 +191,15 @@ class Placement:
         chunk = self._get(entry, level)
         return chunk and chunk.bare(), level
 
+    def keep_names(self, entry: Entry) -> None:
+        """Let the tiers that survive know all ids under which their copy is asked for."""
+        for level in entry.copies:
+            self.access.keep_names(entry.id, level, entry.names)
+
     def _quarantine(self, entry: Entry, level: int) -> None:
         self._catalogue.leave(entry, level, "evicted")
-        self.set_aside(entry.id, level)
+        self.access.set_aside(entry.id, level)
         self._books.events["dropped"] += not entry.copies
-
-    def set_aside(self, chunk_id: str, level: int) -> None:
-        """Take a bad piece out of the tier, which may keep it as evidence where nothing reads it."""
-        self._books.events["quarantined"] += 1
-        tier = self.tiers[level]
-        if not isinstance(tier, Quarantines):
-            self._clear_away(chunk_id, level)
-            return
-        try:
-            tier.quarantine(chunk_id)
-        except TransferError:
-            self._books.failures[level] += 1
-            self.stuck[level].add(chunk_id)
-
-    def _clear_away(self, chunk_id: str, level: int) -> None:
-        try:
-            self.tiers[level].remove(chunk_id)
-            self.stuck[level].discard(chunk_id)
-        except TransferError:
-            self._books.failures[level] += 1
-            self.stuck[level].add(chunk_id)
 
     def _enter(
         self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, deadline: float = math.inf
@@ -231,21 +215,10 @@ class Placement:
         self._free(level, entry.tenant, self._wanted_bytes(level, cost), own=False)
         return self._put(entry, chunk, level, source, deadline)
 
-    def _put(
-        self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, deadline: float = math.inf
-    ) -> bool:
-        try:
-            if source is None:
-                self.tiers[level].put(chunk)
-            else:
-                self._mover.copy(chunk.id, self.tiers[source], self.tiers[level], deadline)
-        except TransferLate:
-            raise
-        except (CapacityError, TransferError):
-            self._books.failures[level] += 1
+    def _put(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
+        if self.access.write(chunk, level, entry.names, source, deadline) is not None:
             entry.left[level] = entry.lost = "evicted"
             return False
-        self.stuck[level].discard(chunk.id)
         self._catalogue.enter(entry, level, self.tiers[level].cost_bytes(chunk))
         return True
 
@@ -287,10 +260,11 @@ class Placement:
         return sum(entry.copies[level].cost_bytes for entry in self._victims(level, tenant, need, own=own))
 
     def _reclaim(self, level: int, need: int) -> None:
-        """Drop chunks of other weights until `need` bytes are free, or none is left."""
+        """Drop chunks of other weights, then unread ones, until `need` bytes are free, or none is left."""
         if need <= 0:
             return
-        self._clear_stuck(level)
+        wanted_bytes = self.tiers[level].used_bytes - need
+        self.access.retry_stuck(level)
         batch, freed = [], 0
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:
@@ -301,15 +275,7 @@ class Placement:
         for entry in batch:
             self.drop(entry, "stale_epoch")
             self.settle(entry)
-
-    def _clear_stuck(self, level: int) -> None:
-        """Try again to remove what could not be, until one still can't: the next attempt begins with another."""
-        waiting = sorted(self.stuck[level])
-        start = next(self._attempts) % max(1, len(waiting))
-        for chunk_id in waiting[start:] + waiting[:start]:
-            self._clear_away(chunk_id, level)
-            if chunk_id in self.stuck[level]:
-                break
+        self.access.give_up_unread(level, wanted_bytes)
 
     def _free(self, level: int, tenant: str, need: int, *, own: bool) -> None:
         """Make room: by detail as far as that goes, then by chunks."""
@@ -332,11 +298,14 @@ class Placement:
                 break
             for entry in victims:
                 if freed < need and level in entry.copies:
-                    freed += self._reduce(entry, level, rung)
+                    gained = self._reduce(entry, level, rung)
+                    if gained is None:
+                        return freed
+                    freed += gained
         return freed
 
-    def _reduce(self, entry: Entry, level: int, rung: Detail) -> int:
-        """Replace the tier's copy by one with less detail; returns the bytes that became free."""
+    def _reduce(self, entry: Entry, level: int, rung: Detail) -> int | None:
+        """Replace the tier's copy by one with less detail; bytes that became free, None where it took none."""
         cost = entry.copies[level].cost_bytes
         if len(entry.copies) > 1 or entry in self._arriving:
             self.remove(entry, level, "evicted")  # nothing is lost while another tier has all detail
@@ -351,24 +320,72 @@ class Placement:
             else:
                 self.settle(entry)
             return cost
-        self.remove(entry, level, "evicted")
         twin = self._catalogue.find(entry.tenant, small.id)
-        if twin is not None and twin is not entry:
+        if twin is not None and twin is not entry and (twin.copies or twin in self._arriving):
+            self.remove(entry, level, "evicted")
             self._catalogue.merge(entry, twin)
-            entry = twin
-            if twin.copies or twin in self._arriving:
-                return cost
-        self._catalogue.rename(entry, small)
-        entry.reductions += 1
-        self._books.events["reduced"] += 1
-        if not self._put(entry, small, level):
-            self._books.events["dropped"] += 1
+            self.keep_names(twin)
             return cost
-        return cost - entry.copies[level].cost_bytes
+        if self._fits_beside(entry, small, level):
+            fault = self.access.write(small, level, entry.names)
+            if fault is None:
+                self.remove(entry, level, "evicted")
+                return self._enter_reduced(entry, small, level, cost)
+            if isinstance(fault, TransferError):
+                return None
+        return self._exchange(entry, small, level, cost)
 
     def _reduced(self, entry: Entry, level: int, rung: Detail) -> KVChunk | None:
         chunk = self.read(entry, level)
         return chunk and self.rules[level].ladder.reduce(chunk, rung)
+
+    def _exchange(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int | None:
+        """Where there is no room for both: out with the chunk, in with its reduced form. Returns what `_reduce` does.
+
+        Should that fail the chunk comes back, or goes further down.
+        """
+        whole = self.read(entry, level)
+        if level in entry.copies:
+            self.remove(entry, level, "evicted")
+        if not self._has_room(small, level):
+            whole = None  # it is a view, and keeps its bytes in the tier for as long as it is held
+        if self.access.write(small, level, entry.names) is None:
+            return self._enter_reduced(entry, small, level, cost)
+        if whole is None:
+            entry = self._become(entry, small)
+        elif self.access.write(whole, level, entry.names) is None:
+            self._catalogue.enter(entry, level, cost)
+            return None
+        self._books.events["demoted"] += self.place(entry, whole or small, level=level + 1)
+        self.settle(entry)
+        return cost
+
+    def _fits_beside(self, entry: Entry, small: KVChunk, level: int) -> bool:
+        """Whether both forms may lie in the tier at once, so that at no moment neither does."""
+        cost = self.tiers[level].cost_bytes(small)
+        return self._has_room(small, level) and self._over_limit(level, entry.tenant, cost) <= 0
+
+    def _has_room(self, chunk: KVChunk, level: int) -> bool:
+        tier = self.tiers[level]
+        return tier.used_bytes + tier.cost_bytes(chunk) <= tier.capacity_bytes
+
+    def _enter_reduced(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int:
+        """The tier holds the chunk with less detail, and no longer with more; returns the bytes that became free."""
+        entry, small_cost = self._become(entry, small), self.tiers[level].cost_bytes(small)
+        self._catalogue.enter(entry, level, small_cost)
+        self.keep_names(entry)
+        entry.reductions += 1
+        self._books.events["reduced"] += 1
+        return cost - small_cost
+
+    def _become(self, entry: Entry, small: KVChunk) -> Entry:
+        """The entry, which lies nowhere, as one of the chunk with less detail."""
+        twin = self._catalogue.find(entry.tenant, small.id)
+        if twin is not None and twin is not entry:
+            self._catalogue.merge(entry, twin)
+            entry = twin
+        self._catalogue.rename(entry, small)
+        return entry
 
     def _push_out(self, entry: Entry, level: int, reason: str) -> None:
         """One tier down, or for good."""
@@ -418,7 +435,7 @@ class Placement:
             for entry in lying:
                 if self._may_go(entry, level):
                     offered[entry.id] = entry
-                    yield _candidate(entry, level)
+                    yield _candidate(entry, level, self._refetch_seconds(entry, level))
 
         ordered = rules.eviction.victims(candidates(), catalogue.clock)
         return [offered[candidate.id] for candidate in choose(ordered, need, spare)]
@@ -428,13 +445,20 @@ class Placement:
         lender = self._lenders[level]
         return not entry.firm and not (lender is not None and lender.lent(entry.id))
 
+    def _refetch_seconds(self, entry: Entry, level: int) -> float | None:
+        """To bring the chunk back once it has left the tier: from its next copy, or the next tier, that it goes to."""
+        further = min((other for other in entry.copies if other > level), default=level + 1)
+        if further == len(self.tiers) or entry.epoch != self.epoch:
+            return None
+        return self.rules[further].refetch.seconds(entry.copies[level].cost_bytes)
+
 
 def chunk_fits(tier: Tier, chunk: KVChunk) -> bool:
     """Whether the tier could hold the chunk if it held nothing else."""
     return tier.cost_bytes(chunk) <= tier.capacity_bytes
 
 
-def _candidate(entry: Entry, level: int) -> Candidate:
+def _candidate(entry: Entry, level: int, refetch_seconds: float | None) -> Candidate:
     return Candidate(
         id=entry.id,
         tenant=entry.tenant,
@@ -443,4 +467,5 @@ def _candidate(entry: Entry, level: int) -> Candidate:
         uses=entry.uses,
         seen_from=entry.seen_from,
         group=entry.group,
+        refetch_seconds=refetch_seconds,
     )

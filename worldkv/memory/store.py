@@ -16,8 +16,17 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ChunkPinned, TransferError, TransferLate
+from worldkv.errors import (
+    CapacityError,
+    ChunkCorrupt,
+    ChunkForeign,
+    ChunkNotFound,
+    ChunkPinned,
+    TransferError,
+    TransferLate,
+)
 from worldkv.memory import integrity
+from worldkv.memory.adoption import Adoption
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import DEFAULT_TENANT, Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
@@ -49,6 +58,8 @@ class ChunkMemory:
         self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
         self._mover = mover or VerifyingMover()
         self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch, self._mover)
+        self._past_epochs: set[str] = set()
+        self._adoption = Adoption(self._placement, self._catalogue)
 
     @property
     def epoch(self) -> str:
@@ -57,27 +68,28 @@ class ChunkMemory:
 
     def set_epoch(self, epoch: str) -> None:
         """From now on chunks of other weights miss as `stale_epoch`. O(1): their bytes go when asked for or needed."""
+        self._past_epochs.add(self.epoch)
         self._placement.epoch = epoch
 
     def adopt(self) -> int:
-        """Take up the chunks that the tiers hold from an earlier process; how many. Blocks for reading them.
+        """Take up the chunks that the tiers hold from an earlier process; how many. Blocks for reading their headers.
 
-        They are kept for whoever admits or asks for them, until room is needed.
+        They are kept for whoever admits or asks for them, until room is needed. See `adoption`.
         """
-        found = 0
-        for level, tier in reversed(list(enumerate(self.tiers))):
-            for chunk_id in list(tier.ids()):
-                found += self._adopt(level, tier, chunk_id)
-        self._placement.enforce_limits()
-        return found
+        return self._adoption.start()
 
-    def admit(self, chunk: KVChunk, *, group: Hashable = None, known_as: str | None = None) -> str:
+    def admit(
+        self, chunk: KVChunk, *, group: Hashable = None, known_as: str | None = None, tenant: str | None = None
+    ) -> str:
         """Take one reference on the chunk and store it in tier 0, making room; returns the id to ask for.
 
         Chunks of one `group` show one world, so that one may stand in for another. `known_as` is the id under
         which a chunk with less detail by now was first admitted. A chunk that no tier can take is dropped at once,
-        and its fetch will miss.
+        and its fetch will miss; so is one of weights that were valid here before `set_epoch`, which a rollout under way
+        may still bring. Raises ChunkForeign for a chunk of any other weights, or of another than the given `tenant`.
         """
+        self._refuse_foreign(chunk, tenant)
+        self._adoption.try_again(chunk.tenant, chunk.id)
         entry = self._entry_for(chunk.tenant, known_as or chunk.id, chunk)
         entry.group = group if entry.references == 0 or entry.group == group else None
         entry.references, entry.found = entry.references + 1, False
@@ -90,6 +102,8 @@ class ChunkMemory:
                 self._placement.place(entry, chunk)
             else:
                 self._books.events["dropped"] += 1
+        else:
+            self._placement.keep_names(entry)
         return known_as or chunk.id
 
     def admit_dropped(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:
@@ -219,6 +233,7 @@ class ChunkMemory:
             closing.callback(self._mover.close)
 
     def _fetch(self, chunk_id: str, tenant: str, deadline: float) -> KVChunk | None:
+        self._adoption.try_again(tenant, chunk_id)
         entry = self._catalogue.find(tenant, chunk_id)
         if entry is not None and entry.epoch != self.epoch:
             self._miss_as_stale(entry)
@@ -252,6 +267,18 @@ class ChunkMemory:
             self._placement.drop(entry, "stale_epoch")
             self._placement.settle(entry)
 
+    def _refuse_foreign(self, chunk: KVChunk, tenant: str | None) -> None:
+        what = f"chunk {chunk.id}, number {chunk.index} of a rollout"
+        if tenant is not None and chunk.tenant != tenant:
+            raise ChunkForeign(
+                f"{what}: tenant {tenant!r} expected, {chunk.tenant!r} found; admit it for the tenant that owns it"
+            )
+        if chunk.epoch != self.epoch and chunk.epoch not in self._past_epochs:
+            raise ChunkForeign(
+                f"{what}: epoch {self.epoch!r} expected, {chunk.epoch!r} found: another model or other weights made "
+                f"it; give each model a memory of its own, or call set_epoch when the weights change"
+            )
+
     def _entry_for(self, tenant: str, name: str, chunk: KVChunk) -> Entry:
         """The entry of this name: one it had before, that of the chunk's own content, or a fresh one."""
         known, same = self._catalogue.find(tenant, name), self._catalogue.find(tenant, chunk.id)
@@ -264,23 +291,6 @@ class ChunkMemory:
                 return known
             self._catalogue.merge(known, same)
         return same
-
-    def _adopt(self, level: int, tier: Tier, chunk_id: str) -> bool:
-        before = tier.used_bytes
-        try:
-            chunk = tier.get(chunk_id)
-        except (ChunkCorrupt, ChunkNotFound, TransferError):
-            self._placement.set_aside(chunk_id, level)
-            return False
-        assert tier.used_bytes == before, f"tier {tier.name} changed while chunk {chunk_id} was read"
-        entry = self._catalogue.find(chunk.tenant, chunk_id)
-        if entry is None:
-            entry = self._catalogue.add(chunk.tenant, chunk.epoch, chunk_id)
-            entry.describe(chunk)
-            entry.found = True
-        if level not in entry.copies:
-            self._catalogue.enter(entry, level, tier.cost_bytes(chunk))
-        return True
 
     def _look(self, entry: Entry) -> KVChunk | None:
         """The chunk if it is sound, verified wherever it lies; nothing changes where it is not."""

@@ -5,7 +5,7 @@ Which chunk goes where, what leaves and when is decided by the store; recency, r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 from worldkv.memory.chunk import KVChunk
@@ -88,6 +88,30 @@ class Lends(Protocol):
 
     def lent(self, chunk_id: str) -> bool:
         """Whether somebody refers to the chunk: to remove it would free nothing now."""
+        ...
+
+
+@runtime_checkable
+class Survives(Tier, Protocol):
+    """A tier that outlives its process, and tells the next one what it holds without reading payloads."""
+
+    def outline(self, chunk_id: str) -> KVChunk:
+        """See `KVChunk.outline`. Blocks. Raises as `Tier.get` does."""
+        ...
+
+    def expect(self, chunk_ids: Iterable[str]) -> None:
+        """A hint: the outlines of these chunks will be asked for next, in this order. Does not block."""
+        ...
+
+    def names(self, chunk_id: str) -> tuple[str, ...]:
+        """Further ids under which the chunk is asked for, as `also_name` was told."""
+        ...
+
+    def also_name(self, chunk_id: str, names: Iterable[str]) -> None:
+        """Keep further ids of a chunk that is here for as long as it is; durable when this returns.
+
+        Blocks, though not for names that are kept already. Raises TransferError.
+        """
         ...
 
 

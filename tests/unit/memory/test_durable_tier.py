@@ -186,6 +186,8 @@ def test_bytes_that_cannot_be_cleared_stay_booked(open_tier, new_chunk, monkeypa
         with pytest.raises(TransferError):
             tier.put(chunk)
     assert (len(tier), tier.used_bytes) == (0, tier.cost_bytes(chunk))
+    tier.put(new_chunk(1))
+    assert (list(tier.ids()), tier.used_bytes, tier.check()) == ([new_chunk(1).id], tier.cost_bytes(chunk), [])
 
 
 def test_a_crash_before_the_move_leaves_a_part_that_the_next_start_clears(open_tier, new_chunk, store, root):
@@ -211,9 +213,10 @@ def test_another_tiers_place_is_refused(open_tier, store, root):
         ConfigError, match=r"belongs to another tier: .*'archive'.* not .*'durable'.*; name another place"
     ):
         open_tier()
-    store.pipe_file(f"{root}/tier.json", b"{")
-    with pytest.raises(ConfigError, match=r"tier\.json is damaged"):
-        open_tier()
+    for foreign in (b"{", b"\x89PNG\r\n\xff\xfe", b"\xff"):
+        store.pipe_file(f"{root}/tier.json", foreign)
+        with pytest.raises(ConfigError, match=r"tier\.json is damaged"):
+            open_tier()
 
 
 def test_a_store_that_cannot_be_listed_is_an_output_error(open_tier, monkeypatch):

@@ -88,13 +88,13 @@ def test_what_cannot_be_removed_is_tried_anew_a_few_times_per_admission_however_
         before = tier.removals
         memory.admit(chunk)
         assert tier.removals - before <= 3  # of them, and one that makes room
-    assert memory._placement.stuck[0] == set(gone)
+    assert memory._placement.access.stuck[0] == set(gone)
     tier.unremovable = frozenset(gone[1:])
     for chunk in chunks[30:50]:
         memory.admit(chunk)
-    assert memory._placement.stuck[0] == set(gone[1:])
+    assert memory._placement.access.stuck[0] == set(gone[1:])
     tier.unremovable = frozenset()
     for chunk in chunks[50:]:
         memory.admit(chunk)
-    assert memory._placement.stuck[0] == set()
+    assert memory._placement.access.stuck[0] == set()
     assert memory.check_integrity() == []

@@ -343,7 +343,7 @@ class World:
             self.memory.release(stored.let_go(), tenant=who)
         self.reading.clear()
         assert self.memory.lying() == [[], [], []]
-        stuck = self.memory._placement.stuck
+        stuck = self.memory._placement.access.stuck
         assert not any(tier.used_bytes for tier, left in zip(self.memory.tiers, stuck, strict=True) if not left)
         assert self.memory.check_integrity([]) == []
 
