@@ -96,7 +96,7 @@ class Placement:
         if chunk is None:
             return None
         self._catalogue.touch(entry)
-        if level and not entry.firm and self._refusal(entry, chunk, 0) is None:
+        if level and self._may_go(entry, level) and self._refusal(entry, chunk, 0) is None:
             return self._promote(entry, chunk, level, source, deadline)
         return chunk if source is None else self.read(entry, level)
 

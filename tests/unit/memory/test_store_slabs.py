@@ -178,6 +178,19 @@ def test_what_a_caller_reads_stays_as_it_was_and_costs_no_other_chunk(open_memor
     assert (memory.stats().dropped, sum(tier.failures for tier in memory.stats().tiers)) == (0, 0)
 
 
+def test_what_a_caller_reads_below_tier_0_stays_there_and_costs_no_other_chunk(open_memory, new_chunk):
+    a, b = new_chunk(0), new_chunk(1)
+    memory = open_memory(1, 1)
+    memory.admit(a)
+    memory.admit(b)
+    with memory.pin([b.id]):
+        (read,) = memory.fetch([a.id])
+    memory.fetch([a.id])[0].verify()
+    memory.fetch([b.id])[0].verify()
+    read.verify()
+    assert (memory.stats().dropped, sum(tier.failures for tier in memory.stats().tiers)) == (0, 0)
+
+
 def test_a_promotion_that_did_not_happen_is_not_counted(open_memory, new_chunk, monkeypatch):
     a = new_chunk(0)
     memory = open_memory(1, 1)
