@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ SIZES_MEBIBYTES = (2, 4, 8)
 FILES = 16
 ROUNDS = 5
 MIB = 2**20
+AT_ONCE = 4
+READERS = ThreadPoolExecutor(AT_ONCE)
 
 
 def through_the_cache(path: Path, size: int, step: int) -> None:
@@ -33,6 +36,15 @@ def past_the_cache(path: Path, size: int, step: int) -> None:
     _read(os.open(path, os.O_RDONLY | os.O_DIRECT), memoryview(mmap.mmap(-1, size)), step)
 
 
+def past_the_cache_at_once(path: Path, size: int) -> None:
+    """O_DIRECT into whole pages, a few parts of the file at the same time."""
+    descriptor, out = os.open(path, os.O_RDONLY | os.O_DIRECT), memoryview(mmap.mmap(-1, size))
+    part = size // AT_ONCE
+    starts = range(0, size, part)
+    assert all(READERS.map(lambda start: pread_into(descriptor, start, out[start : start + part]), starts))
+    os.close(descriptor)
+
+
 def _read(descriptor: int, out: memoryview, step: int) -> None:
     for start in range(0, len(out), step):
         assert pread_into(descriptor, start, out[start : start + step])
@@ -44,6 +56,7 @@ WAYS: dict[str, Callable[[Path, int], None]] = {
     "through the cache, whole": lambda path, size: through_the_cache(path, size, size),
     "direct, runs of 1 MiB": lambda path, size: past_the_cache(path, size, READ_BYTES),
     "direct, whole": lambda path, size: past_the_cache(path, size, size),
+    f"direct, {AT_ONCE} parts at once": past_the_cache_at_once,
 }
 
 

@@ -100,7 +100,7 @@ class Survives(Tier, Protocol):
         ...
 
     def expect(self, chunk_ids: Iterable[str]) -> None:
-        """A hint: the outlines of these chunks will be asked for next, in this order. Does not block."""
+        """A hint: the outlines of these chunks will be asked for next, in this order. Raises nothing."""
         ...
 
     def names(self, chunk_id: str) -> tuple[str, ...]:

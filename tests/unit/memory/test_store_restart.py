@@ -6,6 +6,8 @@ from contextlib import suppress
 import pytest
 import torch
 from faulty_disk import FaultyDisk, PowerCut, bytes_on_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from worldkv.memory.chunk_list import ChunkList
 from worldkv.memory.detail import Detail, Ladder
@@ -319,4 +321,64 @@ def test_in_a_full_slab_too_a_chunk_loses_detail_and_not_its_place(new_chunk):
     assert (memory.stats().reduced, memory.stats().dropped) == (1, 0)
     assert codecs(memory, [a, b]) == ["int4", "fp32"]
     assert memory.check_integrity() == []
+    memory.close()
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["admit", "admit", "admit", "fetch", "release", "restart"]),
+        st.integers(0, 5),
+        st.sampled_from([None, None, None, None, *FailPoint]),
+    ),
+    max_size=25,
+)
+
+
+@given(steps=STEPS, code=st.sampled_from([errno.EIO, errno.ENOSPC, None]), room=st.integers(0, 3))
+@settings(max_examples=12)
+def test_whatever_fails_between_restarts_ids_lead_to_their_own_content_or_nowhere(
+    new_chunk, tmp_path_factory, steps, code, room
+):
+    """`code` None: power cuts, each followed by a restart."""
+    folder, capacity = tmp_path_factory.mktemp("restarts"), 2 * WHOLE + room * PAGE
+    chunks = [new_chunk(i, tokens=TOKENS) for i in range(6)]
+    disk, held = FaultyDisk(), set()
+    memory = on_disk(folder, capacity, disk)
+    for verb, which, point in [*steps, ("restart", 0, None)]:
+        chunk = chunks[which]
+        # The start itself is not refused by a fault: reads are what adoption meets.
+        starts = verb == "restart" and point not in (FailPoint.OPEN, FailPoint.READ)
+        disk.failing = {point: code} if point and code and not starts else {}
+        disk.cut_at = point if not code else None
+        try:
+            if verb == "admit":
+                memory.admit(chunk)
+                held.add(which)
+            elif verb == "fetch":
+                (found,) = memory.fetch([chunk.id])
+                if found is not None:
+                    found.verify()
+                    assert found.index == chunk.index
+                    assert found.id == chunk.id or found.encoded.codec == "int4"
+            elif verb == "release" and which in held:
+                memory.release([chunk.id])
+                held.remove(which)
+                memory.admit(chunk)
+                held.add(which)
+        except PowerCut:
+            verb = "restart"
+        assert bytes_on_disk(folder) <= capacity
+        if verb == "restart":
+            lay = [] if disk.cut else [i for i in range(6) if memory.holds(chunks[i].id)]
+            unsure = any(memory._placement.access.stuck)
+            failing, held = disk.failing, set()
+            memory.close()
+            disk = FaultyDisk()
+            disk.failing = failing
+            memory = on_disk(folder, capacity, disk)
+            disk.failing = {}
+            found = codecs(memory, chunks)
+            assert unsure or all(found[i] is not None for i in lay)
+        disk.failing, disk.cut_at = {}, None
+        assert memory.check_integrity() == []
     memory.close()

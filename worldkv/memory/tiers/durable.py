@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from worldkv.errors import ChunkCorrupt, ChunkNotFound, ConfigError, OutputError, TransferError, WorldKVError
 from worldkv.memory.chunk import KVChunk
-from worldkv.memory.format import Buffer
+from worldkv.memory.format import PAYLOAD_ALIGNMENT, Buffer
 from worldkv.memory.tier import Tier
 from worldkv.memory.tiers.disk import DiskTier, verified
 from worldkv.memory.tiers.folder import MARKER, QUARANTINE, VERSION, WHAT
@@ -76,9 +76,12 @@ class _Object:
     size_bytes: int
     store: Any
     path: str
+    head: bytes
+    """What was read ahead of it."""
 
     def read_into(self, offset: int, out: memoryview) -> int:
-        data = self.store.cat_file(self.path, start=offset, end=offset + len(out))
+        stop = offset + len(out)
+        data = self.head[offset:stop] if stop <= len(self.head) else self.store.cat_file(self.path, offset, stop)
         out[: len(data)] = data
         return len(data)
 
@@ -92,6 +95,7 @@ class DurableTier:
         self.name, self.root, self.capacity_bytes = name, root, capacity_bytes
         self._store = store
         self._books, self._names = Ledger(name, capacity_bytes), Names()
+        self._heads: dict[str, bytes] = {}
         self._aside = Quarantine(lambda aside: self._delete(f"{root}/{QUARANTINE}/{aside}"))
         protocols = {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
         self._whole_objects = bool(protocols & WHOLE_OBJECT_STORES)
@@ -144,13 +148,23 @@ class DurableTier:
         """Read and verify the chunk's header. See `Survives`."""
         self._books.require(chunk_id)
         path = self._path(chunk_id)
+        source = _Object(
+            f"tier {self.name}, {path}",
+            self._books.size_bytes(chunk_id),
+            self._store,
+            path,
+            self._heads.pop(chunk_id, b""),
+        )
         with self._reading(chunk_id, path):
-            size = int(self._store.info(path)["size"])
-            source = _Object(f"tier {self.name}, {path}", size, self._store, path)
             return self._checked(chunk_id, KVChunk.outline(source))
 
     def expect(self, chunk_ids: Iterable[str]) -> None:
-        """See `Survives`; nothing is read ahead here."""
+        """See `Survives`. Blocks for one round of requests, which the store's client sends all at once if it can."""
+        wanted = [chunk_id for chunk_id in chunk_ids if chunk_id in self._books]
+        self._heads.clear()
+        with suppress(TransferError), self._reported("headers cannot be read ahead"):
+            heads = self._store.cat_ranges([*map(self._path, wanted)], 0, PAYLOAD_ALIGNMENT, on_error="return")
+            self._heads = {i: head for i, head in zip(wanted, heads, strict=True) if isinstance(head, bytes)}
 
     def names(self, chunk_id: str) -> tuple[str, ...]:
         """See `Survives`."""

@@ -100,6 +100,11 @@ class Ledger:
         if chunk_id not in self._held:
             raise ChunkNotFound(f"tier {self.tier} does not hold chunk {chunk_id}")
 
+    def size_bytes(self, chunk_id: str) -> int:
+        """Bytes of a chunk that is held."""
+        with self._changed:
+            return self._held[chunk_id]
+
     def forget(self, chunk_id: str) -> int:
         """The chunk's bytes are gone; how many they were, 0 where it was not held."""
         with self._changed:
