@@ -13,37 +13,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from worldkv.errors import ChunkCorrupt, ChunkNotFound, ModelError, TransferError, TransferLate
 from worldkv.memory.access import TierAccess
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
-from worldkv.memory.detail import Detail, Ladder
-from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, Refetch, choose
+from worldkv.memory.detail import Detail
 from worldkv.memory.mover import Mover
-from worldkv.memory.tenants import Shares
-from worldkv.memory.tier import Lends, Tier
+from worldkv.memory.room import Room, TierRules, chunk_fits
+from worldkv.memory.tier import Tier
 
-
-@dataclass(frozen=True)
-class TierRules:
-    """How one tier is kept."""
-
-    eviction: EvictionPolicy = field(default_factory=LeastRecentlyUsed)
-    high_ratio: float = 1.0
-    """Of the capacity; a chunk that would pass it ..."""
-    low_ratio: float = 1.0
-    """... makes the tier empty itself down to here, so that not every chunk to come has to make its own room."""
-    ladder: Ladder = field(default_factory=Ladder)
-    """What chunks here may be reduced to before they leave."""
-    shares: Shares = field(default_factory=Shares)
-    refetch: Refetch = field(default_factory=lambda: Refetch(latency_seconds=1e-3, bytes_per_second=5e9))
-    """What it takes to read a chunk here, for tiers that weigh whether to send it here."""
-    keeps_copies: bool = False
-    """Whether what is promoted stays here too; a tier that outlives the process should."""
+__all__ = ["Placement", "TierRules"]
 
 
 class Placement:
@@ -58,12 +40,21 @@ class Placement:
         epoch: str,
         mover: Mover,
     ) -> None:
-        self.tiers, self.rules, self.epoch = tuple(tiers), tuple(rules), epoch
-        self._lenders = tuple(tier if isinstance(tier, Lends) else None for tier in tiers)
+        self.tiers, self.rules = tuple(tiers), tuple(rules)
+        self._room = Room(tiers, rules, catalogue, epoch)
         self._catalogue, self._books, self._mover = catalogue, books, mover
         self.access = TierAccess(tiers, books, mover)
         self._arriving: set[Entry] = set()
         """On their way into a tier, which may make others move meanwhile."""
+
+    @property
+    def epoch(self) -> str:
+        """Digest of the weights whose chunks are valid; others are stale."""
+        return self._room.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: str) -> None:
+        self._room.epoch = epoch
 
     def place(
         self, entry: Entry, chunk: KVChunk, *, level: int = 0, reason: str = "evicted", source: int | None = None
@@ -96,12 +87,12 @@ class Placement:
         if chunk is None:
             return None
         self._catalogue.touch(entry)
-        if level and self._may_go(entry, level) and self._refusal(entry, chunk, 0) is None:
+        if level and self._room.may_go(entry, level) and self._refusal(entry, chunk, 0) is None:
             return self._promote(entry, chunk, level, source, deadline)
         return chunk if source is None else self.read(entry, level)
 
     def _promote(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> KVChunk | None:
-        if self.rules[level].keeps_copies or self._displaced_bytes(entry, chunk) <= self._free_bytes(level):
+        if self.rules[level].keeps_copies or self._room.displaced_bytes(entry, chunk) <= self._room.free_bytes(level):
             moved = self._move_up(entry, chunk, level, source, deadline)
         else:
             # An exchange: what makes room in tier 0 may need the room that the chunk leaves.
@@ -161,7 +152,7 @@ class Placement:
         """Push out what tenants hold beyond their limits: after a restart these may be lower than before."""
         for level in range(len(self.tiers)):
             for tenant in sorted(self._catalogue.tenants(level)):
-                self._free(level, tenant, self._over_limit(level, tenant, 0), own=True)
+                self._free(level, tenant, self._room.over_limit(level, tenant, 0), own=True)
 
     def settle(self, entry: Entry) -> None:
         """Forget what lies nowhere any more and nobody asks for: chunks found at start-up that had to go."""
@@ -186,7 +177,7 @@ class Placement:
 
     def _lift(self, entry: Entry, level: int) -> tuple[KVChunk | None, int | None]:
         """A chunk that may leave its tier: verified, or bare and with the tier where the mover shall read it."""
-        if self._lenders[level] is None:
+        if self._room.lenders[level] is None:
             return self.read(entry, level), None
         chunk = self._get(entry, level)
         return chunk and chunk.bare(), level
@@ -211,8 +202,8 @@ class Placement:
             entry.lost = refusal if chunk_fits(self.tiers[level], chunk) else entry.lost
             return False
         cost = self.tiers[level].cost_bytes(chunk)
-        self._free(level, entry.tenant, self._over_limit(level, entry.tenant, cost), own=True)
-        self._free(level, entry.tenant, self._wanted_bytes(level, cost), own=False)
+        self._free(level, entry.tenant, self._room.over_limit(level, entry.tenant, cost), own=True)
+        self._free(level, entry.tenant, self._room.wanted_bytes(level, cost), own=False)
         return self._put(entry, chunk, level, source, deadline)
 
     def _put(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
@@ -229,35 +220,10 @@ class Placement:
         if not chunk_fits(tier, chunk):
             return "evicted"
         self._reclaim(level, tier.used_bytes + cost - tier.capacity_bytes)
-        own_need, need = self._over_limit(level, tenant, cost), tier.used_bytes + cost - tier.capacity_bytes
-        if (limit is not None and cost > limit) or self._spare(level, tenant, own_need, own=True) < own_need:
+        own_need, need = self._room.over_limit(level, tenant, cost), tier.used_bytes + cost - tier.capacity_bytes
+        if (limit is not None and cost > limit) or self._room.spare(level, tenant, own_need, own=True) < own_need:
             return "quota"
-        return "evicted" if self._spare(level, tenant, need, own=False) < need else None
-
-    def _displaced_bytes(self, entry: Entry, chunk: KVChunk) -> int:
-        """Of the chunks that would leave tier 0 for this one, at most."""
-        cost, tenant = self.tiers[0].cost_bytes(chunk), entry.tenant
-        own, need = self._over_limit(0, tenant, cost), self._wanted_bytes(0, cost)
-        return self._spare(0, tenant, own, own=True) + self._spare(0, tenant, need, own=False)
-
-    def _free_bytes(self, level: int) -> int:
-        return self.tiers[level].capacity_bytes - self.tiers[level].used_bytes
-
-    def _over_limit(self, level: int, tenant: str, cost: int) -> int:
-        used = self._catalogue.used_bytes(level, tenant)
-        return self.rules[level].shares.over_limit_bytes(tenant, used, cost)
-
-    def _wanted_bytes(self, level: int, cost: int) -> int:
-        """Bytes to free before `cost` more come: none below the high watermark."""
-        tier, rules = self.tiers[level], self.rules[level]
-        filled = tier.used_bytes + cost
-        if filled <= rules.high_ratio * tier.capacity_bytes:
-            return 0
-        return filled - max(cost, int(rules.low_ratio * tier.capacity_bytes))
-
-    def _spare(self, level: int, tenant: str, need: int, *, own: bool) -> int:
-        """What could be freed, counted up to `need`."""
-        return sum(entry.copies[level].cost_bytes for entry in self._victims(level, tenant, need, own=own))
+        return "evicted" if self._room.spare(level, tenant, need, own=False) < need else None
 
     def _reclaim(self, level: int, need: int) -> None:
         """Drop chunks of other weights, then unread ones, until `need` bytes are free, or none is left."""
@@ -269,7 +235,7 @@ class Placement:
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:
                 break
-            if self._may_go(entry, level):
+            if self._room.may_go(entry, level):
                 batch.append(entry)
                 freed += entry.copies[level].cost_bytes
         for entry in batch:
@@ -281,7 +247,7 @@ class Placement:
         """Make room: by detail as far as that goes, then by chunks."""
         for rung in self.rules[level].ladder.rungs:
             need -= self._lose_detail(level, tenant, need, rung, own=own)
-        for entry in self._victims(level, tenant, need, own=own):
+        for entry in self._room.victims(level, tenant, need, own=own):
             if level in entry.copies:  # else it went with one that went before
                 self._push_out(entry, level, "quota" if own else "evicted")
 
@@ -293,7 +259,7 @@ class Placement:
             return ladder.next_rung(entry.form) == rung
 
         while freed < need:
-            victims = self._victims(level, tenant, need - freed, own=own, where=on_the_rung_above)
+            victims = self._room.victims(level, tenant, need - freed, own=own, where=on_the_rung_above)
             if not victims:
                 break
             for entry in victims:
@@ -347,7 +313,7 @@ class Placement:
         whole = self.read(entry, level)
         if level in entry.copies:
             self.remove(entry, level, "evicted")
-        if not self._has_room(small, level):
+        if not self._room.has_room(small, level):
             whole = None  # it is a view, and keeps its bytes in the tier for as long as it is held
         if self.access.write(small, level, entry.names) is None:
             return self._enter_reduced(entry, small, level, cost)
@@ -363,11 +329,7 @@ class Placement:
     def _fits_beside(self, entry: Entry, small: KVChunk, level: int) -> bool:
         """Whether both forms may lie in the tier at once, so that at no moment neither does."""
         cost = self.tiers[level].cost_bytes(small)
-        return self._has_room(small, level) and self._over_limit(level, entry.tenant, cost) <= 0
-
-    def _has_room(self, chunk: KVChunk, level: int) -> bool:
-        tier = self.tiers[level]
-        return tier.used_bytes + tier.cost_bytes(chunk) <= tier.capacity_bytes
+        return self._room.has_room(small, level) and self._room.over_limit(level, entry.tenant, cost) <= 0
 
     def _enter_reduced(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int:
         """The tier holds the chunk with less detail, and no longer with more; returns the bytes that became free."""
@@ -417,55 +379,3 @@ class Placement:
         self.remove(entry, level, reason)
         entry.lost = lost
         self._books.events["demoted"] += placed
-
-    def _victims(
-        self, level: int, tenant: str, need: int, *, own: bool, where: Callable[[Entry], bool] = lambda entry: True
-    ) -> list[Entry]:
-        """Who goes for the tenant's sake, first first: enough for `need`, or all who may."""
-        if need <= 0:
-            return []
-        rules, catalogue = self.rules[level], self._catalogue
-        tenants = {tenant} if own else catalogue.tenants(level)
-        used = ((who, catalogue.used_bytes(level, who)) for who in sorted(tenants))
-        spare = rules.shares.spare_bytes(used, tenant)
-        lying = catalogue.lying(level, lambda entry: entry.tenant in spare and where(entry))
-        offered: dict[str, Entry] = {}
-
-        def candidates() -> Iterator[Candidate]:
-            for entry in lying:
-                if self._may_go(entry, level):
-                    offered[entry.id] = entry
-                    yield _candidate(entry, level, self._refetch_seconds(entry, level))
-
-        ordered = rules.eviction.victims(candidates(), catalogue.clock)
-        return [offered[candidate.id] for candidate in choose(ordered, need, spare)]
-
-    def _may_go(self, entry: Entry, level: int) -> bool:
-        """Whether its bytes in the tier can be had now: nobody holds it, nobody reads it there."""
-        lender = self._lenders[level]
-        return not entry.firm and not (lender is not None and lender.lent(entry.id))
-
-    def _refetch_seconds(self, entry: Entry, level: int) -> float | None:
-        """To bring the chunk back once it has left the tier: from its next copy, or the next tier, that it goes to."""
-        further = min((other for other in entry.copies if other > level), default=level + 1)
-        if further == len(self.tiers) or entry.epoch != self.epoch:
-            return None
-        return self.rules[further].refetch.seconds(entry.copies[level].cost_bytes)
-
-
-def chunk_fits(tier: Tier, chunk: KVChunk) -> bool:
-    """Whether the tier could hold the chunk if it held nothing else."""
-    return tier.cost_bytes(chunk) <= tier.capacity_bytes
-
-
-def _candidate(entry: Entry, level: int, refetch_seconds: float | None) -> Candidate:
-    return Candidate(
-        id=entry.id,
-        tenant=entry.tenant,
-        cost_bytes=entry.copies[level].cost_bytes,
-        last_use=entry.last_use,
-        uses=entry.uses,
-        seen_from=entry.seen_from,
-        group=entry.group,
-        refetch_seconds=refetch_seconds,
-    )
