@@ -204,6 +204,9 @@ class Placement:
         cost = self.tiers[level].cost_bytes(chunk)
         self._free(level, entry.tenant, self._room.over_limit(level, entry.tenant, cost), own=True)
         self._free(level, entry.tenant, self._room.wanted_bytes(level, cost), own=False)
+        if self._room.over_limit(level, entry.tenant, cost) > 0:  # what was to go has come to be held meanwhile
+            entry.left[level] = entry.lost = "quota"
+            return False
         return self._put(entry, chunk, level, source, deadline)
 
     def _put(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:

@@ -7,6 +7,7 @@ from worldkv.errors import ModelError, TransferError
 from worldkv.memory.detail import Detail, Ladder
 from worldkv.memory.placement import TierRules
 from worldkv.memory.store import ChunkMemory
+from worldkv.memory.tenants import Share, Shares
 from worldkv.memory.tiers.resident import ResidentTier
 
 CPU = torch.device("cpu")
@@ -98,3 +99,21 @@ def test_what_cannot_be_removed_is_tried_anew_a_few_times_per_admission_however_
         memory.admit(chunk)
     assert memory._placement.access.stuck[0] == set()
     assert memory.check_integrity() == []
+
+
+def test_what_comes_to_be_held_while_room_is_made_of_it_makes_nobody_pass_a_limit(new_chunk, damage):
+    """A chunk that loses detail may turn out to be one that is pinned, though damaged and taken out."""
+    whole, other, ladder = new_chunk(0), new_chunk(1), Ladder((Detail("int8"),))
+    reduced = ladder.reduce(whole, ladder.rungs[0])
+    rules = TierRules(ladder=ladder, shares=Shares({"default": Share(0, whole.nbytes)}))
+    memory = ChunkMemory([ResidentTier("host", CPU, 2 * whole.nbytes, verifies=True)], "weights-a", [rules])
+    memory.admit(reduced)
+    with memory.pin([reduced.id]):
+        damage(memory.tiers[0], reduced.id)
+        assert memory.fetch([reduced.id]) == [None]
+        memory.admit(whole)
+        memory.admit(other)
+        assert memory.lying() == [[reduced.id]]
+        assert memory.check_integrity() == []
+        assert memory.fetch([other.id]) == [None]
+        assert memory.stats().misses["quota"] == 1
