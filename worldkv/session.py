@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldkv.camera import Trajectory
-from worldkv.errors import TrajectoryError
+from worldkv.errors import ModelError, TrajectoryError
 from worldkv.memory import retrieval
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.chunk_list import ChunkList
@@ -238,7 +238,15 @@ def open_session(
     rollout: int = 0,
     tenant: str = "default",
 ) -> Session:
-    """A session at the start of its trajectory. Raises TrajectoryError when that is shorter than one chunk."""
+    """A session at the start of its trajectory.
+
+    Raises TrajectoryError when that is shorter than one chunk, and ModelError for a memory of other weights.
+    """
+    if memory.epoch != model.epoch:
+        raise ModelError(
+            f"model {model.name} of epoch {model.epoch!r}: the memory is of epoch {memory.epoch!r}; give each model a "
+            f"memory of its own, or call set_epoch when the weights change"
+        )
     per_chunk = model.geometry.chunk_latent_frames * model.video_frames_per_latent
     if len(trajectory) < per_chunk:
         raise TrajectoryError(
