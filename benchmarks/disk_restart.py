@@ -1,4 +1,4 @@
-"""The disk tier against plain files of the same bytes, and a restart over many small chunks.
+"""The disk tier against plain files of the same bytes, and a restart over many chunks.
 
     python benchmarks/disk_restart.py --folder /mnt/nvme/scratch --json rows.json
 
@@ -7,8 +7,10 @@ Three rounds on fresh files; baseline and tier take turns chunk by chunk, so tha
 - put: the tier's put; its baseline writes header and payload to a new file and calls fsync.
 - get: the tier's get; its baseline reads the whole file into memory that is new, as the tier's is. Once with the
   file dropped from the page cache, which is what a disk is asked for, and once from the page cache.
-- restart: `DiskTier.open` on a folder of small chunks, with the folder's entries in the kernel's cache and, with
-  --drop-caches, without; that slows whatever else runs on the machine, and needs root.
+- restart: `DiskTier.open` and `ChunkMemory.adopt` over int4 chunks of the rooms model: with all in the kernel's cache,
+  with the files dropped from it and, with --drop-caches, with the folders' entries dropped too; that slows whatever
+  else runs on the machine, and needs root.
+- direct: reads past the page cache (`direct_reads`).
 """
 
 from __future__ import annotations
@@ -23,28 +25,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import direct_reads
 import numpy as np
 import torch
+from recording import circumstances
 
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
+from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.disk import DiskTier
 
 ROUNDS = 3
 CHUNKS = 16
 RESTART_CHUNKS = 10_000
+# [L, T, H, D] of a chunk of the rooms model.
+ROOMS_SHAPE = (10, 192, 5, 64)
 # bfloat16 [L, T, H, D]; 4, 16 and 48 MiB of keys and values.
 SHAPES = {4: (8, 256, 8, 64), 16: (16, 512, 8, 64), 48: (24, 1024, 8, 64)}
 
 
-def chunks_of(shape: tuple[int, int, int, int], count: int) -> list[KVChunk]:
+def chunks_of(shape: tuple[int, int, int, int], count: int, codec: str = "bf16") -> list[KVChunk]:
     """So many chunks of random content."""
     generator = torch.Generator().manual_seed(0)
     poses = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
     made = []
     for index in range(count):
         kv = torch.randn(2, *shape, generator=generator).bfloat16()
-        encoded = CODECS["bf16"].encode(*kv)
+        encoded = CODECS[codec].encode(*kv)
         made.append(make_chunk(tenant="bench", epoch="none", index=index, c2w_F44=poses, encoded=encoded))
     return made
 
@@ -129,9 +136,9 @@ def drop_kernel_caches() -> None:
 
 
 def restart(folder: Path, states: list[str]) -> dict[str, object]:
-    """Seconds to fill a tier with small chunks, and to open it again."""
-    (template,) = chunks_of((2, 6, 2, 6), 1)
-    tier = DiskTier.open("bench", folder / "small", 2**40)
+    """Seconds to fill a tier with chunks of the rooms model, and to open and take it up again in a new memory."""
+    (template,) = chunks_of(ROOMS_SHAPE, 1, "int4")
+    tier = DiskTier.open("bench", folder / "rooms", 2**40)
 
     def fill() -> None:
         for index in range(RESTART_CHUNKS):
@@ -143,22 +150,31 @@ def restart(folder: Path, states: list[str]) -> dict[str, object]:
 
     filled = seconds(fill)
     tier.close()
-    taken: dict[str, list[float]] = {state: [] for state in states}
+    files = list((folder / "rooms").glob("??/*.wkv"))
+    taken: dict[str, dict[str, list[float]]] = {state: {"open": [], "adopt": [], "both": []} for state in states}
     for _ in range(ROUNDS):
-        for state in taken:
+        for state in states:
             if state == "cold":
                 drop_kernel_caches()
+            elif state == "files not cached":
+                forget(files)
             started = time.perf_counter()
-            again = DiskTier.open("bench", folder / "small", 2**40)
-            taken[state].append(round(time.perf_counter() - started, 3))
-            assert len(again) == RESTART_CHUNKS
-            again.close()
-    shutil.rmtree(folder / "small")
-    row = {"chunks": RESTART_CHUNKS, "put_seconds_each": filled / RESTART_CHUNKS, "open_seconds": taken}
-    print(
-        f"restart over {RESTART_CHUNKS} chunks: {taken}; each put {1000 * filled / RESTART_CHUNKS:.2f} ms", flush=True
-    )
-    return row
+            memory = ChunkMemory([DiskTier.open("bench", folder / "rooms", 2**40)], "none")
+            opened = time.perf_counter()
+            assert memory.adopt() == RESTART_CHUNKS
+            ended = time.perf_counter()
+            for part, spent in (("open", opened - started), ("adopt", ended - opened), ("both", ended - started)):
+                taken[state][part].append(round(spent, 3))
+            assert memory.fetch([template.id], tenant="bench")[0] is not None
+            memory.close()
+    shutil.rmtree(folder / "rooms")
+    print(f"restart over {RESTART_CHUNKS} chunks: {taken}", flush=True)
+    return {
+        "chunks": RESTART_CHUNKS,
+        "chunk_bytes": template.header.total_bytes,
+        "put_seconds_each": round(filled / RESTART_CHUNKS, 6),
+        "seconds": taken,
+    }
 
 
 def main() -> None:
@@ -168,11 +184,16 @@ def main() -> None:
     words.add_argument("--json", type=Path, help="file for all figures")
     words.add_argument("--drop-caches", action="store_true", help="restart without the kernel's cache too")
     given = words.parse_args()
-    states = ["cached", "cold"] if given.drop_caches else ["cached"]
+    states = ["cached", "files not cached"] + ["cold"] * given.drop_caches
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
-        rows = {"rates": [rates(folder, mebibytes) for mebibytes in SHAPES], "restart": restart(folder, states)}
+        rows = {
+            "rates": [rates(folder, mebibytes) for mebibytes in SHAPES],
+            "restart": restart(folder, states),
+            "direct": direct_reads.measure(folder),
+            "circumstances": circumstances(torch.device("cpu")),
+        }
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
 

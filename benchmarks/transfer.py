@@ -26,10 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
 from worldkv.memory.format import digests_of
 from worldkv.memory.lane import Copy, Direction
+from worldkv.memory.mover import VerifyingMover
+from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.tiers.slab import SlabTier
@@ -162,6 +165,61 @@ def measure_rates(bench: Bench, hashers: Executor) -> tuple[list[Row], float]:
     return rows, digest_cost
 
 
+def measure_memory(bench: Bench, hashers: Executor) -> list[Row]:
+    """What a chunk memory makes of it, chunk after chunk: demoted; fetched into room, or in exchange for others."""
+    count = max(2, bench.total_bytes // BASELINE_BYTES)
+    chunks = [_chunk(bench.device, i) for i in range(2 * count)]
+    ids, nbytes = [chunk.id for chunk in chunks], count * chunks[0].encoded.nbytes
+
+    def memory_of(on_device: int, on_host: int) -> ChunkMemory:
+        slot = chunks[0].encoded.nbytes
+        tiers = (
+            DeviceTier.open("device", bench.device, on_device * slot),
+            HostTier.open("host", on_host * slot, headroom=lambda: None),
+        )
+        tiers[1].wait_pinned()
+        memory = ChunkMemory(tiers, "weights", mover=VerifyingMover(Crossing(bench.engine, *tiers, hashers)))
+        for chunk in chunks:
+            memory.admit(chunk)
+        return memory
+
+    roomy, tight, full = memory_of(2 * count, 2 * count), memory_of(count, count + 1), memory_of(count, count)
+    roomy.demote(ids[count:])
+
+    def fetch(memory: ChunkMemory, wanted: Sequence[str]) -> int:
+        assert None not in memory.fetch(wanted)
+        return nbytes
+
+    def demote() -> int:
+        roomy.demote(ids[:count])
+        return nbytes
+
+    moves: dict[str, Move] = {
+        "plain copy/down": plain_copy(bench, DIRECTIONS[:1]),
+        "memory, demote/down": demote,
+        "plain copy/up": plain_copy(bench, DIRECTIONS[1:]),
+        "memory, fetch/up": lambda: fetch(roomy, ids[:count]),
+        "memory, fetch, device full/up": lambda: fetch(tight, tight.lying()[1]),
+        "memory, fetch, both full/up": lambda: fetch(full, full.lying()[1]),
+    }
+    rates = bench.turns(moves)
+    assert full.stats().dropped == tight.stats().dropped == roomy.stats().dropped == 0
+    rows = []
+    for move, got in rates.items():
+        what, direction = move.split("/")
+        ratio, mib = _ratio(got, rates[f"plain copy/{direction}"]), nbytes // count // MIB
+        rows.append(Row(what, direction, mib, statistics.median(got), min(got), max(got), ratio))
+    return [row for row in rows if not row.what.startswith("plain")]
+
+
+def _chunk(device: torch.device, index: int) -> KVChunk:
+    k, v = (torch.full((LAYERS, 512, 12, 128), float(index), dtype=torch.bfloat16, device=device) for _ in range(2))
+    poses = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
+    return make_chunk(
+        tenant="default", epoch="weights", index=index, c2w_F44=poses, encoded=CODECS["bf16"].encode(k, v)
+    )
+
+
 def _room(tier: SlabTier) -> Tensor:
     return tier.reserve(1, BASELINE_BYTES).payload_LN.view(-1).fill_(1)
 
@@ -246,6 +304,7 @@ def run(device: torch.device, slab_bytes: int) -> dict[str, Any]:
         on_host.wait_pinned()
         bench = Bench(device, transfers, on_device, on_host, (16 if cuda else 1) * BASELINE_BYTES)
         rows, result["digest_cost_ratio"] = measure_rates(bench, hashers)
+        rows += measure_memory(bench, hashers)
         result["rates"] = [asdict(row) for row in rows]
         result["codecs"] = measure_codecs(bench, hashers)
         result["stats"] = asdict(transfers.stats())

@@ -6,9 +6,11 @@ WorldKVError
 ├ ChunkError
 │ ├ ChunkNotFound (KeyError)
 │ ├ ChunkCorrupt (ValueError)     expected and found checksum, tier, path
+│ ├ ChunkForeign (ValueError)     expected and found epoch or tenant
 │ └ ChunkPinned (RuntimeError)    by whom
 ├ LeaseExpired (RuntimeError)
 ├ TransferError (OSError)         from tier, to tier, bytes done
+│ └ TransferLate                  not worth starting any more
 ├ TrajectoryError (ValueError)    the file or notation, and its fault
 ├ CheckpointError (ValueError)    file, tensor, expected and found shape
 ├ DatasetError (ValueError)       path and fault
@@ -48,6 +50,10 @@ class ChunkCorrupt(ChunkError, ValueError):
     """The bytes of a chunk do not match its checksum or header."""
 
 
+class ChunkForeign(ChunkError, ValueError):
+    """A chunk of another model, epoch or tenant than is asked for."""
+
+
 class ChunkPinned(ChunkError, RuntimeError):
     """The chunk is held and may not be moved or dropped."""
 
@@ -58,6 +64,10 @@ class LeaseExpired(WorldKVError, RuntimeError):
 
 class TransferError(WorldKVError, OSError):
     """A copy between tiers did not finish."""
+
+
+class TransferLate(TransferError):
+    """A copy between tiers whose deadline passed before it began; nothing moved."""
 
 
 class TrajectoryError(WorldKVError, ValueError):

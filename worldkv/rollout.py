@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from worldkv.denoise import denoise, gaussian
 from worldkv.models.base import WorldModel
 from worldkv.session import Retrieved, Session
-from worldkv.window.buffer import WindowBuffer
+from worldkv.window.buffer import AssembledWindow, WindowBuffer
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,14 @@ def rollout(
         with clock("retrieve"):
             retrieved = [session.retrieve() for session in sessions]
         records: dict[int, ChunkRecord] = {}
-        for batch in _equally_long(retrieved):
-            part = [sessions[b] for b in batch], [retrieved[b] for b in batch]
-            frames = None if shown is None else shown[batch]
-            records |= zip(batch, _advance(model, *part, buffer, levels, frames, forced, clock), strict=True)
+        try:
+            for batch in _equally_long(retrieved):
+                part = [sessions[b] for b in batch], [retrieved[b] for b in batch]
+                frames = None if shown is None else shown[batch]
+                records |= zip(batch, _advance(model, *part, buffer, levels, frames, forced, clock), strict=True)
+        finally:
+            for found in retrieved:
+                found.let_go()
         yield [records[b] for b in range(len(sessions))]
 
 
@@ -110,8 +114,7 @@ def _advance(
 ) -> list[ChunkRecord]:
     states, views = [s.state for s in sessions], [s.view() for s in sessions]
     with clock("assemble"):
-        rows, firsts = zip(*(s.slots(r) for s, r in zip(sessions, retrieved, strict=True)), strict=True)
-        window = buffer.assemble(rows, firsts)
+        window = _assemble(buffer, sessions, retrieved)
     with clock("denoise"):
         condition = model.condition(states, views)
         if given is None or forced:
@@ -129,6 +132,15 @@ def _advance(
         frames = model.decode(made, states).numpy() if given is None or forced else given
     tokens = window.past_tokens + model.geometry.tokens_per_chunk
     return [_record(*one, tokens, given is None or forced) for one in zip(sessions, frames, retrieved, strict=True)]
+
+
+def _assemble(buffer: WindowBuffer, sessions: Sequence[Session], retrieved: Sequence[Retrieved]) -> AssembledWindow:
+    """The window holds all of it afterwards: nothing refers to the memory's own bytes any more."""
+    rows, firsts = zip(*(s.slots(r) for s, r in zip(sessions, retrieved, strict=True)), strict=True)
+    window = buffer.assemble(rows, firsts)
+    for found in retrieved:
+        found.let_go()
+    return window
 
 
 def _noise(model: WorldModel, sessions: Sequence[Session]) -> torch.Tensor:
@@ -153,7 +165,7 @@ def _record(
         chunk=session.chunk - 1,
         frames_FHWC=frames,
         generated=generated,
-        retrieved=tuple(chunk.index for chunk in retrieved.chunks),
+        retrieved=retrieved.indices,
         missed=retrieved.missed,
         window_tokens=window_tokens,
         live_bytes=session.live_bytes,

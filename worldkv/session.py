@@ -10,6 +10,7 @@ Shapes: L layers, F frames, T tokens, H heads, D head dim.
 from __future__ import annotations
 
 import itertools
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldkv.camera import Trajectory
-from worldkv.errors import TrajectoryError
+from worldkv.errors import ModelError, TrajectoryError
 from worldkv.memory import retrieval
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.chunk_list import ChunkList
@@ -46,14 +47,22 @@ class LiveChunk:
     v_LTHD: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Retrieved:
-    """What retrieval brought back for one chunk."""
+    """What retrieval brought back for one chunk; pinned in memory until it is let go."""
 
     chunks: tuple[KVChunk, ...] = ()
     """Oldest first."""
     missed: int = 0
     """Wanted, but no tier could give them."""
+    indices: tuple[int, ...] = ()
+    """Of the chunks; they stay known."""
+    pins: ExitStack = field(default_factory=ExitStack)
+
+    def let_go(self) -> None:
+        """Once the window is assembled: memory may move the chunks again, and use their bytes for others."""
+        self.chunks = ()
+        self.pins.close()
 
 
 @dataclass
@@ -106,7 +115,7 @@ class Session:
         return chunk_view(self.trajectory, self.chunk, self.video_frames_per_chunk)
 
     def retrieve(self) -> Retrieved:
-        """Rank the stored chunks for the next view and fetch the best; empty when the policy does not."""
+        """Rank the stored chunks for the next view, fetch the best and pin them; empty when the policy does not."""
         policy = self.policy
         allowed = retrieval.candidates(self.chunk, policy.sink_chunks, policy.recent_chunks or 0, parity=policy.parity)
         query = Query(self.latent_poses(self.chunk), self.view().intrinsics_F4[0], self.chunk, self.seed, self.rollout)
@@ -117,7 +126,9 @@ class Session:
             if not self.memory.holds(self.stored[chunk], tenant=self.tenant):
                 self.index.forget(chunk)
         hits = tuple(chunk for chunk in found if chunk is not None)
-        return Retrieved(hits, missed=len(found) - len(hits))
+        retrieved = Retrieved(hits, len(found) - len(hits), tuple(chunk.index for chunk in hits))
+        retrieved.pins.enter_context(self.memory.pin([chunk.id for chunk in hits], tenant=self.tenant))
+        return retrieved
 
     def latent_poses(self, index: int) -> NDArray[np.float32]:
         """Poses of a chunk's latent frames [F, 4, 4]."""
@@ -191,7 +202,7 @@ class Session:
             encoded=CODECS[self.policy.codec].encode(k, v),
             token_ids_T3=ids,
         )
-        self.stored.append(live.index, self.memory.admit(chunk, group=self.serial))
+        self.stored.append(live.index, self.memory.admit(chunk, group=self.serial, tenant=self.tenant))
         self.index.add(live.index, poses_F44)
         self.stored_bytes += chunk.nbytes
 
@@ -227,7 +238,15 @@ def open_session(
     rollout: int = 0,
     tenant: str = "default",
 ) -> Session:
-    """A session at the start of its trajectory. Raises TrajectoryError when that is shorter than one chunk."""
+    """A session at the start of its trajectory.
+
+    Raises TrajectoryError when that is shorter than one chunk, and ModelError for a memory of other weights.
+    """
+    if memory.epoch != model.epoch:
+        raise ModelError(
+            f"model {model.name} of epoch {model.epoch!r}: the memory is of epoch {memory.epoch!r}; give each model a "
+            f"memory of its own, or call set_epoch when the weights change"
+        )
     per_chunk = model.geometry.chunk_latent_frames * model.video_frames_per_latent
     if len(trajectory) < per_chunk:
         raise TrajectoryError(

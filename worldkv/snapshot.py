@@ -79,8 +79,9 @@ def restore(data: bytes, model: WorldModel, memory: ChunkMemory) -> Session:
         session = _session(header, tensors, model, memory)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
         raise ChunkCorrupt(f"a session snapshot of {len(data)} bytes cannot be read: {fault!r}") from fault
+    _check_chunks(chunks, session)
     for chunk_id, chunk in by_id.items():
-        memory.admit(chunk, group=session.serial, known_as=chunk_id)
+        memory.admit(chunk, group=session.serial, known_as=chunk_id, tenant=session.tenant)
     memory.admit_dropped(set(session.stored.values()) - by_id.keys(), tenant=session.tenant)
     return session
 
@@ -123,6 +124,16 @@ def _check_identity(made_by: dict[str, Any], model: WorldModel, memory: ChunkMem
         faults.append(f"epoch {model.epoch} is in the memory {memory.epoch}")
     if faults:
         raise CheckpointError(f"a session snapshot cannot continue: {'; '.join(faults)}")
+
+
+def _check_chunks(chunks: Sequence[KVChunk], session: Session) -> None:
+    expected = (session.tenant, session.model.epoch)
+    for chunk in chunks:
+        if (found := (chunk.tenant, chunk.epoch)) != expected:
+            raise CheckpointError(
+                f"a session snapshot cannot continue: tenant and epoch {expected} expected of its chunk {chunk.index}, "
+                f"{found} found"
+            )
 
 
 def _session_fields(session: Session) -> dict[str, Any]:

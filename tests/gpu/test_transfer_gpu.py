@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from worldkv.errors import TransferError
+from worldkv.memory.chunk import make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
 from worldkv.memory.fragments import PIN_PIECE_BYTES
 from worldkv.memory.lane import Copy
+from worldkv.memory.mover import VerifyingMover
+from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.transfer import TransferEngine, fence
@@ -270,3 +273,35 @@ def test_chunks_that_slide_keep_their_bytes_under_traffic(device, engine, crossi
         assert tier.get(chunk.id).encoded.payload_LN.cpu().equal(chunk.encoded.payload_LN)
     assert there.id == large.id
     assert tier.check() == []
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_memory_over_the_link_gives_what_was_admitted_and_loses_none(spare, device, engine):
+    """With a spare slot on the host chunks are exchanged over the link, without one by way of a copy."""
+    made = [
+        make_chunk(
+            tenant=label.tenant,
+            epoch=label.epoch,
+            index=i,
+            c2w_F44=label.c2w_F44,
+            encoded=CODECS["bf16"].encode(*kv),
+        )
+        for i, (kv, label) in enumerate(chunks(6, device))
+    ]
+    slot = made[0].encoded.nbytes
+    tiers = DeviceTier.open("device", device, 3 * slot), HostTier.open("host", (3 + spare) * slot)
+    with ThreadPoolExecutor(2) as hashers:
+        memory = ChunkMemory(tiers, "weights", mover=VerifyingMover(Crossing(engine, *tiers, hashers)))
+        for chunk in made:
+            memory.admit(chunk)
+        for turn in range(24):
+            torch.cuda._sleep(SLOW_CYCLES // 100)
+            wanted = made[turn % 6], made[turn * turn % 6]
+            for chunk, found in zip(wanted, memory.fetch([chunk.id for chunk in wanted]), strict=True):
+                assert found.encoded.device == device
+                assert found.encoded.payload_LN.equal(chunk.encoded.payload_LN)
+            del found
+            assert memory.check_integrity() == []
+        assert (memory.stats().dropped, memory.stats().misses["corrupt"]) == (0, 0)
+        assert (engine.stats().up.done > 0) == bool(spare)
+        memory.close()

@@ -5,13 +5,22 @@ import pytest
 import torch
 
 from worldkv.camera import Trajectory
+from worldkv.errors import ModelError
 from worldkv.memory.compression import Pruning
+from worldkv.memory.crossing import Crossing
+from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.policy import PRESETS, MemoryPolicy
+from worldkv.memory.store import ChunkMemory
+from worldkv.memory.tiers.device import DeviceTier
+from worldkv.memory.tiers.host import HostTier
+from worldkv.memory.tiers.resident import ResidentTier
+from worldkv.memory.tiers.slab import GRAIN_BYTES
 from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import Scene
 from worldkv.rollout import ChunkRecord, StageSeconds
 from worldkv.session import open_session
 
+CPU = torch.device("cpu")
 LOSSLESS = MemoryPolicy("lossless", retrieved_chunks=16, positions="original", codec="fp32")
 PRUNED = replace(PRESETS["worldkv"], name="pruned", pruning=Pruning(0.5, joint=True))
 # Matrix products of another batch size add up in another order.
@@ -60,6 +69,56 @@ def test_lossless_memory_equals_full_kv_while_chunks_move_between_tiers(tiny, ma
     tiered = tiny.open(LOSSLESS, 12, memory=make_memory(3 * one_chunk, 2**20))
     assert_same_video(tiny.finish(full)[0], tiny.finish(tiered)[0])
     assert tiered.memory.stats().promoted > 0
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_slabs_give_the_same_video_as_resident_tiers_of_the_same_capacity(tiny, tmp_path, together):
+    """Bit for bit, and with the same chunks in the same places, while both tiers are full and chunks are dropped."""
+    policy = replace(PRESETS["worldkv"], name="exact", codec="fp32", retrieved_chunks=3)
+    probe = tiny.open(policy, 12)
+    tiny.finish(probe)
+    size = GRAIN_BYTES * -(-probe.stored_bytes // len(probe.stored) // GRAIN_BYTES)
+    capacities = [3 * size, 3 * size]  # of either kind of tier: room for three chunks
+    slabs = DeviceTier.open("tier0", CPU, capacities[0]), HostTier.open("tier1", capacities[1])
+    residents = [ResidentTier(f"tier{i}", CPU, capacity) for i, capacity in enumerate(capacities)]
+    crossing = Crossing.open(CPU, *slabs)
+    memories = (
+        ChunkMemory(residents, tiny.model.epoch),
+        ChunkMemory(slabs, tiny.model.epoch),
+        ChunkMemory(slabs, tiny.model.epoch, mover=VerifyingMover(crossing)),
+    )
+    seen = []
+    for memory in memories:
+        sessions = [tiny.open(policy, 12, world=i, rollout=i, memory=memory) for i in range(together)]
+        records = tiny.finish(*sessions)
+        stats = memory.stats()
+        assert memory.check_integrity([session.stored for session in sessions]) == []
+        seen.append((records, memory.lying(), stats.dropped, stats.promoted, stats.hits, stats.misses))
+        for session in sessions:
+            session.close()
+        assert [tier.used_bytes for tier in memory.tiers] == [0, 0]
+    assert crossing.engine.stats().up.done > 0
+    memories[-1].close()
+    first = seen[0]
+    assert min(first[2:5]) > 0
+    for other in seen[1:]:
+        assert other[1:] == first[1:]
+        for ours, theirs in zip(other[0], first[0], strict=True):
+            assert_same_video(ours, theirs)
+
+
+def test_a_rollout_that_fails_leaves_no_chunk_pinned(tiny, make_memory, monkeypatch):
+    session = tiny.open(LOSSLESS, 8, memory=make_memory(2**24))
+    for _ in range(6):
+        tiny.step([session])
+    monkeypatch.setattr(type(tiny.model), "condition", lambda *_: _fail())
+    with pytest.raises(ModelError, match="on purpose"):
+        tiny.step([session])
+    assert session.memory.stats().tiers[0].pinned_bytes == 0
+
+
+def _fail():
+    raise ModelError("on purpose")
 
 
 def test_int4_memory_stays_near_full_kv_and_is_not_it(tiny):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldkv.errors import ChunkNotFound, ConfigError, TrajectoryError
+from worldkv.errors import ChunkNotFound, ConfigError, ModelError, TrajectoryError
 from worldkv.memory.compression import Pruning
 from worldkv.memory.policy import PRESETS, MemoryPolicy
 from worldkv.session import open_session
@@ -30,6 +30,15 @@ def test_a_trajectory_shorter_than_a_chunk_is_refused_by_name(tiny, make_walk, m
     short = replace(whole, c2w_F44=whole.c2w_F44[:2], intrinsics_F4=whole.intrinsics_F4[:2])
     with pytest.raises(TrajectoryError, match=r"rooms-0-wander-3: 2 poses, but one chunk of rooms takes 3"):
         open_session(tiny.model, make_memory(1000), WORLDKV, short)
+
+
+def test_a_memory_of_another_model_is_refused_with_both_epochs(tiny, make_memory, make_walk):
+    memory = make_memory(1000)
+    memory.set_epoch("another-model")
+    with pytest.raises(
+        ModelError, match="epoch 'weights-a': the memory is of epoch 'another-model'; give each model a"
+    ):
+        open_session(tiny.model, memory, WORLDKV, make_walk(12))
 
 
 def test_poses_beyond_the_last_whole_chunk_are_left_out(tiny, make_walk, make_memory):

@@ -291,6 +291,16 @@ def test_a_well_sealed_but_senseless_header_is_corrupt(tiny, make_memory, data, 
     assert memory.stats() == make_memory(2**20).stats()
 
 
+def test_a_snapshot_whose_chunks_are_another_tenants_is_refused_before_the_memory_is_touched(tiny, make_memory, data):
+    header_bytes = int.from_bytes(data[24:32], "little")
+    session = msgpack.unpackb(data[32 : 32 + header_bytes])["session"]
+    session["plain"]["tenant"] = "theirs"
+    memory = make_memory(2**20)
+    with pytest.raises(CheckpointError, match=r"\('theirs', 'weights-a'\) expected of its chunk 1, \('default', "):
+        restore(resealed(data, session=session), tiny.model, memory)
+    assert memory.stats() == make_memory(2**20).stats()
+
+
 def test_other_weights_are_refused_with_both_epochs(tiny, make_memory, data):
     model = RoomsModel(tiny.model.network, 1.0, "weights-b", tiny.model.device)
     memory = make_memory(2**20)

@@ -55,6 +55,14 @@ class KVChunk:
         """Tokens kept."""
         return self.encoded.shape[1]
 
+    def bare(self) -> KVChunk:
+        """The same chunk without its bytes: all that tells what it would cost somewhere."""
+        return replace(self, encoded=self.encoded.over(self.encoded.payload_LN.to("meta")))
+
+    def copy_to(self, device: torch.device) -> KVChunk:
+        """The same chunk over bytes of its own, on `device`."""
+        return replace(self, encoded=self.encoded.over(self.encoded.payload_LN.to(device, copy=True)))
+
     def to(self, device: torch.device) -> KVChunk:
         """The same chunk with its payload on `device`; itself if it is there already."""
         if self.encoded.device == device:
@@ -113,7 +121,19 @@ class KVChunk:
     def read(cls, source: Source) -> KVChunk:
         """The chunk that the source holds, on the CPU, verified. Raises ChunkCorrupt, naming the source."""
         reader = ChunkReader.open(source)
-        header, encoded = reader.header, reader.read()
+        return cls._of(reader.header, reader.read())
+
+    @classmethod
+    def outline(cls, source: Source) -> KVChunk:
+        """The chunk as its verified header tells; its payload is not read and lies on the device `meta`.
+
+        Raises ChunkCorrupt, naming the source.
+        """
+        reader = ChunkReader.open(source)
+        return cls._of(reader.header, reader.outline())
+
+    @classmethod
+    def _of(cls, header: Header, encoded: Encoded) -> KVChunk:
         return cls(
             tenant=header.tenant,
             epoch=header.epoch,

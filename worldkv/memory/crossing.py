@@ -9,10 +9,12 @@ Shapes: L layers, F latent frames, T tokens, H heads, D head dim, N bytes of one
 from __future__ import annotations
 
 import math
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +29,9 @@ from worldkv.memory.tiers.slab import Reservation, SlabTier
 from worldkv.memory.transfer import TransferEngine
 
 Digests = list[tuple[range, Future[tuple[bytes, ...]]]]
+
+# One for each direction.
+HASHERS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,16 @@ class Crossing:
     host: SlabTier
     hashers: Executor
     """Threads that compute digests: xxhash lets go of Python's lock for layers of 64 KiB and more."""
+
+    @classmethod
+    def open(cls, on: torch.device, device: SlabTier, host: SlabTier, *, hashers: int = HASHERS) -> Self:
+        """The link between a tier in the memory of `on` and one in the host's, with threads of its own."""
+        return cls(TransferEngine.open(on), device, host, ThreadPoolExecutor(hashers, "worldkv-digests"))
+
+    def close(self) -> None:
+        """End transfers and threads; before the tiers are closed."""
+        self.engine.close()
+        self.hashers.shutdown()
 
     def down(self, codec: Codec, kv: tuple[Tensor, Tensor], label: Label, *, deadline: float = math.inf) -> Descent:
         """Encode K and V [L, T, H, D] where they are and start the copy down.
@@ -75,10 +90,7 @@ class Crossing:
         payload_LN = chunk.encoded.payload_LN
         room = self.device.reserve(*payload_LN.shape)
         ticket = self.engine.submit(Copy(payload_LN, room.payload_LN, "up", deadline, room.after))
-        digests = [
-            (run, self.hashers.submit(digests_of, payload_LN[run.start : run.stop]))
-            for run in layer_runs(*payload_LN.shape)
-        ]
+        digests = [(run, self._hash(payload_LN, run)) for run in layer_runs(*payload_LN.shape)]
         return Ascent(self.device, chunk, room, digests, ticket)
 
     def _descend(self, encoded: Encoded, label: Label | KVChunk, deadline: float) -> Descent:
@@ -86,11 +98,15 @@ class Crossing:
         digests: Digests = []
 
         def landed(layers: range) -> None:
-            part_LN = room.payload_LN[layers.start : layers.stop]
-            digests.append((layers, self.hashers.submit(digests_of, part_LN)))
+            digests.append((layers, self._hash(room.payload_LN, layers)))
 
         copy = Copy(encoded.payload_LN, room.payload_LN, "down", deadline, room.after, landed)
         return Descent(self.host, label, encoded, room, digests, self.engine.submit(copy))
+
+    def _hash(self, payload_LN: Tensor, layers: range) -> Future[tuple[bytes, ...]]:
+        # Taken out of a list, as an executor refers to what it was given for a while after the result is there.
+        parts = [payload_LN[layers.start : layers.stop]]
+        return self.hashers.submit(lambda: digests_of(parts.pop()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +136,8 @@ class Descent:
         chunk = replace(draft, checksum=draft.header.checksum)
         if isinstance(label, KVChunk) and label.checksum != chunk.checksum:
             raise ChunkCorrupt(f"chunk {label.id} on its way to tier {self.tier.name}: checksum {chunk.checksum} found")
-        self.tier.publish(self.room, chunk)
+        if chunk.id not in self.tier:
+            self.tier.publish(self.room, chunk)
         return self.tier.get(chunk.id)
 
 
@@ -150,10 +167,11 @@ class Ascent:
         Blocks until all is enqueued and its digests are known, not until it has arrived. Raises TransferError,
         ChunkCorrupt; then nothing is published.
         """
-        layers = self.source.encoded.shape[0]
-        self._verify(0, layers)
-        self.ticket.wait_layer(layers - 1)
-        self.tier.publish(self.room, self.source)
+        if self.source.id not in self.tier:
+            layers = self.source.encoded.shape[0]
+            self._verify(0, layers)
+            self.ticket.wait_layer(layers - 1)
+            self.tier.publish(self.room, self.source)
         return self.tier.get(self.source.id)
 
     def _verify(self, start: int, stop: int) -> None:

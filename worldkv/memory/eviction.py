@@ -40,6 +40,8 @@ class Candidate:
     seen_from: SeenFrom | None
     group: Hashable
     """Only chunks of one group can stand in for each other; None never can."""
+    refetch_seconds: float | None = None
+    """To bring it back from where it would lie once it has left the tier; None: from nowhere."""
 
 
 class EvictionPolicy(Protocol):
@@ -60,13 +62,25 @@ class LeastRecentlyUsed:
 
 
 @dataclass(frozen=True)
+class Refetch:
+    """How long a tier takes to give a chunk back."""
+
+    latency_seconds: float
+    """Before the first byte comes."""
+    bytes_per_second: float
+    """From then on."""
+
+    def seconds(self, nbytes: int) -> float:
+        """For a chunk of so many bytes."""
+        return self.latency_seconds + nbytes / self.bytes_per_second
+
+
+@dataclass(frozen=True)
 class CostAware:
     """By what a byte of the tier is worth: expected revisits x seconds to bring the chunk back / bytes."""
 
-    latency_seconds: float = 1e-3
-    """To bring back a chunk that left this tier, before the first byte comes."""
-    bytes_per_second: float = 5e9
-    """And from then on."""
+    lost_seconds: float = 10.0
+    """Counted for a chunk that nothing brings back: more than any tier takes, and the same whatever its size."""
 
     def victims(self, candidates: Iterable[Candidate], now: int) -> Iterator[Candidate]:
         """See `EvictionPolicy`; beyond the compared ones, by last use."""
@@ -77,7 +91,8 @@ class CostAware:
     def worth(self, candidate: Candidate, now: int) -> float:
         """Seconds expected to be saved per byte kept. What was used often and lately is used again."""
         revisits = (1 + candidate.uses) / (1 + now - candidate.last_use)
-        refetch_seconds = self.latency_seconds + candidate.cost_bytes / self.bytes_per_second
+        back = candidate.refetch_seconds
+        refetch_seconds = self.lost_seconds if back is None else back
         return revisits * refetch_seconds / max(1, candidate.cost_bytes)
 
 

@@ -241,6 +241,11 @@ class ChunkReader:
             )
         return cls(source, header)
 
+    def outline(self) -> Encoded:
+        """All layers on the device `meta`: what is known of them without their bytes."""
+        layers, size = self.header.shape[0], self.header.layer_bytes
+        return self.header.part(0, layers, torch.empty((layers, size), dtype=torch.uint8, device="meta"))
+
     def read(self, start: int = 0, stop: int | None = None) -> Encoded:
         """Layers start..stop-1, on the CPU, verified. Raises ChunkCorrupt; IndexError for layers there are not."""
         layers, size = self.header.shape[0], self.header.layer_bytes

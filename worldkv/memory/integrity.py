@@ -18,7 +18,7 @@ def tier_faults(placement: Placement, catalogue: Catalogue) -> Iterator[str]:
     for level, tier in enumerate(placement.tiers):
         yield from (f"tier {tier.name}: {fault}" for fault in tier.check())
         booked = {entry.id: entry for entry in entries if level in entry.copies}
-        here = set(tier.ids()) - placement.stuck[level]
+        here = set(tier.ids()) - placement.access.stuck[level] - set(placement.access.unread[level].values())
         yield from (f"chunk {i} lies in tier {tier.name} but in no book" for i in sorted(here - booked.keys()))
         yield from (f"chunk {i} is booked in tier {tier.name} but is not there" for i in sorted(booked.keys() - here))
         held = sum(entry.copies[level].cost_bytes for entry in booked.values())

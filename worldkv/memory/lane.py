@@ -27,7 +27,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from worldkv.errors import TransferError
+from worldkv.errors import TransferError, TransferLate
 from worldkv.memory.fragments import Fragment, fragments_of
 
 Direction = Literal["down", "up"]
@@ -135,7 +135,7 @@ class Ticket:
         return self._lane.cancel(self)
 
     def wait(self) -> None:
-        """Block until all has arrived. Raises TransferError where it will not."""
+        """Block until all has arrived. Raises TransferError where it will not, TransferLate where it was late."""
         self._lane.wait_for(self, lambda: self.state not in OPEN)
         self._raise_if_lost()
 
@@ -161,7 +161,9 @@ class Ticket:
             self.landed = None
 
     def _raise_if_lost(self) -> None:
-        if self.state in ("late", "cancelled", "failed"):
+        if self.state == "late":
+            raise TransferLate(str(self))
+        if self.state in ("cancelled", "failed"):
             raise TransferError(str(self)) from self.fault
 
 
@@ -348,7 +350,8 @@ class Lane:
                 return False
             if not ticket.enqueued:
                 self._dequeue(ticket)
-            ticket.state, ticket.fault = state, fault
+            # Without its traceback, whose frames refer to the memory that was copied.
+            ticket.state, ticket.fault = state, fault and fault.with_traceback(None)
             ticket.release()
             self._count[state] += 1
             if ticket.watchers:

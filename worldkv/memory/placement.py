@@ -4,74 +4,127 @@
 - A tenant over its limit makes room out of its own chunks, with reason `quota`; other room is made of whoever has more
   than is reserved for it, in the order of the tier's policy, with reason `evicted`.
 - Where the tier has a ladder, chunks lose detail rung by rung before the first of them leaves.
-- A tier is asked to hold a chunk only once there is room, and the catalogue names it only once `put` has returned.
+- A tier is asked to hold a chunk only once there is room, and the catalogue names it only once the chunk is there.
+- What leaves one tier for another is verified, and goes only once it has arrived, or its bytes are in hand.
+- Where a tier lends its memory, nothing here refers to that while room is asked for: a chunk in hand has bytes of its
+  own, or none and is read at the last moment. What others read there stays, as if it were pinned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ModelError, TransferError
+from worldkv.errors import ChunkCorrupt, ChunkNotFound, ModelError, TransferError, TransferLate
+from worldkv.memory.access import TierAccess
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
-from worldkv.memory.detail import Detail, Ladder
-from worldkv.memory.eviction import Candidate, EvictionPolicy, LeastRecentlyUsed, choose
-from worldkv.memory.tenants import Shares
-from worldkv.memory.tier import Quarantines, Tier
+from worldkv.memory.detail import Detail
+from worldkv.memory.mover import Mover
+from worldkv.memory.room import Room, TierRules, chunk_fits
+from worldkv.memory.tier import Tier
 
-
-@dataclass(frozen=True)
-class TierRules:
-    """How one tier is kept."""
-
-    eviction: EvictionPolicy = field(default_factory=LeastRecentlyUsed)
-    high_ratio: float = 1.0
-    """Of the capacity; a chunk that would pass it ..."""
-    low_ratio: float = 1.0
-    """... makes the tier empty itself down to here, so that not every chunk to come has to make its own room."""
-    ladder: Ladder = field(default_factory=Ladder)
-    """What chunks here may be reduced to before they leave."""
-    shares: Shares = field(default_factory=Shares)
-    keeps_copies: bool = False
-    """Whether what is promoted stays here too; a tier that outlives the process should."""
+__all__ = ["Placement", "TierRules"]
 
 
 class Placement:
     """Carries out what policy decides."""
 
     def __init__(
-        self, tiers: Sequence[Tier], rules: Sequence[TierRules], catalogue: Catalogue, books: Books, epoch: str
+        self,
+        tiers: Sequence[Tier],
+        rules: Sequence[TierRules],
+        catalogue: Catalogue,
+        books: Books,
+        epoch: str,
+        mover: Mover,
     ) -> None:
-        self.tiers, self.rules, self.epoch = tuple(tiers), tuple(rules), epoch
-        self._catalogue, self._books = catalogue, books
-        self.stuck: tuple[set[str], ...] = tuple(set() for _ in tiers)
-        """Per tier: ids of chunks that the tier failed to remove; tried again when their bytes are needed."""
+        self.tiers, self.rules = tuple(tiers), tuple(rules)
+        self._room = Room(tiers, rules, catalogue, epoch)
+        self._catalogue, self._books, self._mover = catalogue, books, mover
+        self.access = TierAccess(tiers, books, mover)
         self._arriving: set[Entry] = set()
         """On their way into a tier, which may make others move meanwhile."""
 
-    def place(self, entry: Entry, chunk: KVChunk, *, level: int = 0, reason: str = "evicted") -> bool:
-        """Into tier `level` or the next that takes it; False when none did: it is dropped, for the last reason."""
+    @property
+    def epoch(self) -> str:
+        """Digest of the weights whose chunks are valid; others are stale."""
+        return self._room.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: str) -> None:
+        self._room.epoch = epoch
+
+    def place(
+        self, entry: Entry, chunk: KVChunk, *, level: int = 0, reason: str = "evicted", source: int | None = None
+    ) -> bool:
+        """Into tier `level` or the next that takes it; False when none did: it is dropped, for the last reason.
+
+        `source`: the tier where the bytes of a bare chunk lie. Raises ChunkCorrupt, ChunkNotFound where they are not
+        what they were.
+        """
         entry.lost = reason
         self._arriving.add(entry)
-        placed = any(self._enter(entry, chunk, at) for at in range(level, len(self.tiers)))
-        self._arriving.discard(entry)
+        try:
+            placed = any(self._enter(entry, chunk, at, source) for at in range(level, len(self.tiers)))
+        finally:
+            self._arriving.discard(entry)
         if placed:
             return True
         self._books.events["dropped"] += 1
         return False
 
-    def promote(self, entry: Entry, chunk: KVChunk, level: int) -> KVChunk:
-        """Move the chunk, just read in tier `level`, to tier 0 if that can take it; the chunk where it is now."""
-        if level == 0 or entry.firm or self._refusal(entry, chunk, 0) is not None:
-            return chunk
-        if not self.rules[level].keeps_copies:
+    def bring(self, entry: Entry, level: int, deadline: float) -> KVChunk | None:
+        """The chunk of tier `level`, moved to tier 0 if that can take it; None where it could not be read.
+
+        Verified but for what lies in tier 0 already. Raises TransferLate where the deadline passed before its bytes
+        began to move: it stays where it is.
+        """
+        if level and self._mover.late(deadline):
+            raise TransferLate(f"chunk {entry.id} in tier {self.tiers[level].name}: asked for by {deadline}, too late")
+        chunk, source = self._lift(entry, level) if level else (self._get(entry, 0), None)
+        if chunk is None:
+            return None
+        self._catalogue.touch(entry)
+        if level and self._room.may_go(entry, level) and self._refusal(entry, chunk, 0) is None:
+            return self._promote(entry, chunk, level, source, deadline)
+        return chunk if source is None else self.read(entry, level)
+
+    def _promote(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> KVChunk | None:
+        if self.rules[level].keeps_copies or self._room.displaced_bytes(entry, chunk) <= self._room.free_bytes(level):
+            moved = self._move_up(entry, chunk, level, source, deadline)
+        else:
+            # An exchange: what makes room in tier 0 may need the room that the chunk leaves.
+            if source is not None:
+                staged = self._get(entry, level, staged=True)
+                if staged is None:
+                    return None
+                chunk = staged
             self.remove(entry, level, "evicted")
-        self.place(entry, chunk)
-        self._books.events["promoted"] += 1
-        # Already on its device: not copied again by whoever loads it.
-        return (self.read(entry, 0) if 0 in entry.copies else None) or chunk
+            moved = self.place(entry, chunk) and 0 in entry.copies
+            if source is not None and not moved:
+                chunk, source = chunk.copy_to(chunk.encoded.device), None
+        self._books.events["promoted"] += moved
+        if moved:  # already on its device: not copied again by whoever loads it
+            return self._get(entry, 0)
+        if source is None:
+            return chunk
+        return self.read(entry, level) if level in entry.copies else None
+
+    def _move_up(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
+        """Copy the chunk to tier 0; only then it leaves its own, if at all."""
+        entry.pins += 1  # stays while room is made for it
+        try:
+            moved = self._enter(entry, chunk, 0, source, deadline)
+        except (ChunkCorrupt, ChunkNotFound):
+            self._quarantine(entry, level)
+            return False
+        finally:
+            entry.pins -= 1
+        if moved and not self.rules[level].keeps_copies:
+            self.remove(entry, level, "evicted")
+        return moved
 
     def demote(self, entry: Entry) -> None:
         """One tier down, unless it lies in the last; it may end further down, or be dropped."""
@@ -80,21 +133,13 @@ class Placement:
             self._push_out(entry, level, "evicted")
 
     def read(self, entry: Entry, level: int) -> KVChunk | None:
-        """The chunk as the tier gives it; None where it is damaged, and then taken out, or cannot be read now."""
-        try:
-            chunk = self.tiers[level].get(entry.id)
-        except (ChunkCorrupt, ChunkNotFound):
-            self._quarantine(entry, level)
-            return None
-        except TransferError:
-            self._books.failures[level] += 1
-            return None
-        return chunk
+        """The chunk, verified; None where it is damaged, and then taken out, or cannot be read now."""
+        return self._get(entry, level, verified=True)
 
     def remove(self, entry: Entry, level: int, reason: str) -> None:
         """Out of one tier."""
         self._catalogue.leave(entry, level, reason)
-        self._clear_away(entry.id, level)
+        self.access.clear_away(entry.id, level)
 
     def drop(self, entry: Entry, reason: str) -> None:
         """Out of every tier."""
@@ -107,40 +152,49 @@ class Placement:
         """Push out what tenants hold beyond their limits: after a restart these may be lower than before."""
         for level in range(len(self.tiers)):
             for tenant in sorted(self._catalogue.tenants(level)):
-                self._free(level, tenant, self._over_limit(level, tenant, 0), own=True)
+                self._free(level, tenant, self._room.over_limit(level, tenant, 0), own=True)
 
     def settle(self, entry: Entry) -> None:
         """Forget what lies nowhere any more and nobody asks for: chunks found at start-up that had to go."""
         if not entry.copies and entry.references == 0 and not entry.firm:
             self._catalogue.forget(entry)
 
+    def _get(self, entry: Entry, level: int, *, verified: bool = False, staged: bool = False) -> KVChunk | None:
+        tier = self.tiers[level]
+        try:
+            if staged:
+                return self._mover.take(entry.id, tier)
+            chunk = tier.get(entry.id)
+            if verified and not tier.verifies:
+                chunk.verify()
+        except (ChunkCorrupt, ChunkNotFound):
+            self._quarantine(entry, level)
+            return None
+        except TransferError:
+            self._books.failures[level] += 1
+            return None
+        return chunk
+
+    def _lift(self, entry: Entry, level: int) -> tuple[KVChunk | None, int | None]:
+        """A chunk that may leave its tier: verified, or bare and with the tier where the mover shall read it."""
+        if self._room.lenders[level] is None:
+            return self.read(entry, level), None
+        chunk = self._get(entry, level)
+        return chunk and chunk.bare(), level
+
+    def keep_names(self, entry: Entry) -> None:
+        """Let the tiers that survive know all ids under which their copy is asked for."""
+        for level in entry.copies:
+            self.access.keep_names(entry.id, level, entry.names)
+
     def _quarantine(self, entry: Entry, level: int) -> None:
         self._catalogue.leave(entry, level, "evicted")
-        self.set_aside(entry.id, level)
+        self.access.set_aside(entry.id, level)
         self._books.events["dropped"] += not entry.copies
 
-    def set_aside(self, chunk_id: str, level: int) -> None:
-        """Take a bad piece out of the tier, which may keep it as evidence where nothing reads it."""
-        self._books.events["quarantined"] += 1
-        tier = self.tiers[level]
-        if not isinstance(tier, Quarantines):
-            self._clear_away(chunk_id, level)
-            return
-        try:
-            tier.quarantine(chunk_id)
-        except TransferError:
-            self._books.failures[level] += 1
-            self.stuck[level].add(chunk_id)
-
-    def _clear_away(self, chunk_id: str, level: int) -> None:
-        try:
-            self.tiers[level].remove(chunk_id)
-            self.stuck[level].discard(chunk_id)
-        except TransferError:
-            self._books.failures[level] += 1
-            self.stuck[level].add(chunk_id)
-
-    def _enter(self, entry: Entry, chunk: KVChunk, level: int) -> bool:
+    def _enter(
+        self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, deadline: float = math.inf
+    ) -> bool:
         refusal = self._refusal(entry, chunk, level)
         if refusal is not None:
             entry.left[level] = refusal
@@ -148,19 +202,18 @@ class Placement:
             entry.lost = refusal if chunk_fits(self.tiers[level], chunk) else entry.lost
             return False
         cost = self.tiers[level].cost_bytes(chunk)
-        self._free(level, entry.tenant, self._over_limit(level, entry.tenant, cost), own=True)
-        self._free(level, entry.tenant, self._wanted_bytes(level, cost), own=False)
-        return self._put(entry, chunk, level, cost)
+        self._free(level, entry.tenant, self._room.over_limit(level, entry.tenant, cost), own=True)
+        self._free(level, entry.tenant, self._room.wanted_bytes(level, cost), own=False)
+        if self._room.over_limit(level, entry.tenant, cost) > 0:  # what was to go has come to be held meanwhile
+            entry.left[level] = entry.lost = "quota"
+            return False
+        return self._put(entry, chunk, level, source, deadline)
 
-    def _put(self, entry: Entry, chunk: KVChunk, level: int, cost: int) -> bool:
-        try:
-            self.tiers[level].put(chunk)
-        except (CapacityError, TransferError):
-            self._books.failures[level] += 1
+    def _put(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
+        if self.access.write(chunk, level, entry.names, source, deadline) is not None:
             entry.left[level] = entry.lost = "evicted"
             return False
-        self.stuck[level].discard(chunk.id)
-        self._catalogue.enter(entry, level, cost)
+        self._catalogue.enter(entry, level, self.tiers[level].cost_bytes(chunk))
         return True
 
     def _refusal(self, entry: Entry, chunk: KVChunk, level: int) -> str | None:
@@ -170,50 +223,36 @@ class Placement:
         if not chunk_fits(tier, chunk):
             return "evicted"
         self._reclaim(level, tier.used_bytes + cost - tier.capacity_bytes)
-        own_need, need = self._over_limit(level, tenant, cost), tier.used_bytes + cost - tier.capacity_bytes
-        if (limit is not None and cost > limit) or self._spare(level, tenant, own_need, own=True) < own_need:
+        own_need, need = self._room.over_limit(level, tenant, cost), tier.used_bytes + cost - tier.capacity_bytes
+        if (limit is not None and cost > limit) or self._room.spare(level, tenant, own_need, own=True) < own_need:
             return "quota"
-        return "evicted" if self._spare(level, tenant, need, own=False) < need else None
-
-    def _over_limit(self, level: int, tenant: str, cost: int) -> int:
-        used = self._catalogue.used_bytes(level, tenant)
-        return self.rules[level].shares.over_limit_bytes(tenant, used, cost)
-
-    def _wanted_bytes(self, level: int, cost: int) -> int:
-        """Bytes to free before `cost` more come: none below the high watermark."""
-        tier, rules = self.tiers[level], self.rules[level]
-        filled = tier.used_bytes + cost
-        if filled <= rules.high_ratio * tier.capacity_bytes:
-            return 0
-        return filled - max(cost, int(rules.low_ratio * tier.capacity_bytes))
-
-    def _spare(self, level: int, tenant: str, need: int, *, own: bool) -> int:
-        """What could be freed, counted up to `need`."""
-        return sum(entry.copies[level].cost_bytes for entry in self._victims(level, tenant, need, own=own))
+        return "evicted" if self._room.spare(level, tenant, need, own=False) < need else None
 
     def _reclaim(self, level: int, need: int) -> None:
-        """Drop chunks of other weights until `need` bytes are free, or none is left."""
+        """Drop chunks of other weights, then unread ones, until `need` bytes are free, or none is left."""
         if need <= 0:
             return
-        for chunk_id in list(self.stuck[level]):
-            self._clear_away(chunk_id, level)
+        wanted_bytes = self.tiers[level].used_bytes - need
+        self.access.retry_stuck(level)
         batch, freed = [], 0
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:
                 break
-            if not entry.firm:
+            if self._room.may_go(entry, level):
                 batch.append(entry)
                 freed += entry.copies[level].cost_bytes
         for entry in batch:
             self.drop(entry, "stale_epoch")
             self.settle(entry)
+        self.access.give_up_unread(level, wanted_bytes)
 
     def _free(self, level: int, tenant: str, need: int, *, own: bool) -> None:
         """Make room: by detail as far as that goes, then by chunks."""
         for rung in self.rules[level].ladder.rungs:
             need -= self._lose_detail(level, tenant, need, rung, own=own)
-        for entry in self._victims(level, tenant, need, own=own):
-            self._push_out(entry, level, "quota" if own else "evicted")
+        for entry in self._room.victims(level, tenant, need, own=own):
+            if level in entry.copies:  # else it went with one that went before
+                self._push_out(entry, level, "quota" if own else "evicted")
 
     def _lose_detail(self, level: int, tenant: str, need: int, rung: Detail, *, own: bool) -> int:
         """Reduce chunks to the rung until `need` bytes are free, or none is left that can be; returns the bytes."""
@@ -223,23 +262,25 @@ class Placement:
             return ladder.next_rung(entry.form) == rung
 
         while freed < need:
-            victims = self._victims(level, tenant, need - freed, own=own, where=on_the_rung_above)
+            victims = self._room.victims(level, tenant, need - freed, own=own, where=on_the_rung_above)
             if not victims:
                 break
             for entry in victims:
-                if freed < need:
-                    freed += self._reduce(entry, level, rung)
+                if freed < need and level in entry.copies:
+                    gained = self._reduce(entry, level, rung)
+                    if gained is None:
+                        return freed
+                    freed += gained
         return freed
 
-    def _reduce(self, entry: Entry, level: int, rung: Detail) -> int:
-        """Replace the tier's copy by one with less detail; returns the bytes that became free."""
+    def _reduce(self, entry: Entry, level: int, rung: Detail) -> int | None:
+        """Replace the tier's copy by one with less detail; bytes that became free, None where it took none."""
         cost = entry.copies[level].cost_bytes
         if len(entry.copies) > 1 or entry in self._arriving:
             self.remove(entry, level, "evicted")  # nothing is lost while another tier has all detail
             return cost
         try:
-            chunk = self.read(entry, level)
-            small = chunk and self.rules[level].ladder.reduce(chunk, rung)
+            small = self._reduced(entry, level, rung)
         except ModelError:
             small = None
         if small is None:
@@ -248,20 +289,68 @@ class Placement:
             else:
                 self.settle(entry)
             return cost
-        self.remove(entry, level, "evicted")
+        twin = self._catalogue.find(entry.tenant, small.id)
+        if twin is not None and twin is not entry and (twin.copies or twin in self._arriving):
+            self.remove(entry, level, "evicted")
+            self._catalogue.merge(entry, twin)
+            self.keep_names(twin)
+            return cost
+        if self._fits_beside(entry, small, level):
+            fault = self.access.write(small, level, entry.names)
+            if fault is None:
+                self.remove(entry, level, "evicted")
+                return self._enter_reduced(entry, small, level, cost)
+            if isinstance(fault, TransferError):
+                return None
+        return self._exchange(entry, small, level, cost)
+
+    def _reduced(self, entry: Entry, level: int, rung: Detail) -> KVChunk | None:
+        chunk = self.read(entry, level)
+        return chunk and self.rules[level].ladder.reduce(chunk, rung)
+
+    def _exchange(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int | None:
+        """Where there is no room for both: out with the chunk, in with its reduced form. Returns what `_reduce` does.
+
+        Should that fail the chunk comes back, or goes further down.
+        """
+        whole = self.read(entry, level)
+        if level in entry.copies:
+            self.remove(entry, level, "evicted")
+        if not self._room.has_room(small, level):
+            whole = None  # it is a view, and keeps its bytes in the tier for as long as it is held
+        if self.access.write(small, level, entry.names) is None:
+            return self._enter_reduced(entry, small, level, cost)
+        if whole is None:
+            entry = self._become(entry, small)
+        elif self.access.write(whole, level, entry.names) is None:
+            self._catalogue.enter(entry, level, cost)
+            return None
+        self._books.events["demoted"] += self.place(entry, whole or small, level=level + 1)
+        self.settle(entry)
+        return cost
+
+    def _fits_beside(self, entry: Entry, small: KVChunk, level: int) -> bool:
+        """Whether both forms may lie in the tier at once, so that at no moment neither does."""
+        cost = self.tiers[level].cost_bytes(small)
+        return self._room.has_room(small, level) and self._room.over_limit(level, entry.tenant, cost) <= 0
+
+    def _enter_reduced(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int:
+        """The tier holds the chunk with less detail, and no longer with more; returns the bytes that became free."""
+        entry, small_cost = self._become(entry, small), self.tiers[level].cost_bytes(small)
+        self._catalogue.enter(entry, level, small_cost)
+        self.keep_names(entry)
+        entry.reductions += 1
+        self._books.events["reduced"] += 1
+        return cost - small_cost
+
+    def _become(self, entry: Entry, small: KVChunk) -> Entry:
+        """The entry, which lies nowhere, as one of the chunk with less detail."""
         twin = self._catalogue.find(entry.tenant, small.id)
         if twin is not None and twin is not entry:
             self._catalogue.merge(entry, twin)
             entry = twin
-            if twin.copies or twin in self._arriving:
-                return cost
         self._catalogue.rename(entry, small)
-        entry.reductions += 1
-        self._books.events["reduced"] += 1
-        if not self._put(entry, small, level, self.tiers[level].cost_bytes(small)):
-            self._books.events["dropped"] += 1
-            return cost
-        return cost - entry.copies[level].cost_bytes
+        return entry
 
     def _push_out(self, entry: Entry, level: int, reason: str) -> None:
         """One tier down, or for good."""
@@ -269,51 +358,27 @@ class Placement:
             self.remove(entry, level, reason)
             self._books.events["demoted"] += 1
             return
-        last = level + 1 == len(self.tiers) or entry.epoch != self.epoch
-        chunk = None if last else self.read(entry, level)
-        if level in entry.copies:
+        if level + 1 == len(self.tiers) or entry.epoch != self.epoch:
             self.remove(entry, level, reason)
-            if chunk is not None:
-                self._books.events["demoted"] += self.place(entry, chunk, level=level + 1, reason=reason)
-            else:
-                self._books.events["dropped"] += not entry.copies
+            self._books.events["dropped"] += not entry.copies
+        else:
+            self._push_down(entry, level, reason)
         self.settle(entry)
 
-    def _victims(
-        self, level: int, tenant: str, need: int, *, own: bool, where: Callable[[Entry], bool] = lambda entry: True
-    ) -> list[Entry]:
-        """Who goes for the tenant's sake, first first: enough for `need`, or all who may."""
-        if need <= 0:
-            return []
-        rules, catalogue = self.rules[level], self._catalogue
-        tenants = {tenant} if own else catalogue.tenants(level)
-        used = ((who, catalogue.used_bytes(level, who)) for who in sorted(tenants))
-        spare = rules.shares.spare_bytes(used, tenant)
-        lying = catalogue.lying(level, lambda entry: entry.tenant in spare and where(entry))
-        offered: dict[str, Entry] = {}
-
-        def candidates() -> Iterator[Candidate]:
-            for entry in lying:
-                if not entry.firm:
-                    offered[entry.id] = entry
-                    yield _candidate(entry, level)
-
-        ordered = rules.eviction.victims(candidates(), catalogue.clock)
-        return [offered[candidate.id] for candidate in choose(ordered, need, spare)]
-
-
-def chunk_fits(tier: Tier, chunk: KVChunk) -> bool:
-    """Whether the tier could hold the chunk if it held nothing else."""
-    return tier.cost_bytes(chunk) <= tier.capacity_bytes
-
-
-def _candidate(entry: Entry, level: int) -> Candidate:
-    return Candidate(
-        id=entry.id,
-        tenant=entry.tenant,
-        cost_bytes=entry.copies[level].cost_bytes,
-        last_use=entry.last_use,
-        uses=entry.uses,
-        seen_from=entry.seen_from,
-        group=entry.group,
-    )
+    def _push_down(self, entry: Entry, level: int, reason: str) -> None:
+        """Into the next tier that takes it; out of this one in any case."""
+        chunk, source = self._lift(entry, level)
+        if chunk is None:
+            if level in entry.copies:  # it cannot be read now, and its room is needed now
+                self.remove(entry, level, reason)
+                self._books.events["dropped"] += not entry.copies
+            return
+        try:
+            placed = self.place(entry, chunk, level=level + 1, reason=reason, source=source)
+        except (ChunkCorrupt, ChunkNotFound):
+            self._quarantine(entry, level)
+            return
+        lost = entry.lost
+        self.remove(entry, level, reason)
+        entry.lost = lost
+        self._books.events["demoted"] += placed

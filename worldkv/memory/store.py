@@ -12,16 +12,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ChunkPinned, TransferError
+from worldkv.errors import (
+    CapacityError,
+    ChunkCorrupt,
+    ChunkForeign,
+    ChunkNotFound,
+    ChunkPinned,
+    TransferError,
+    TransferLate,
+)
 from worldkv.memory import integrity
+from worldkv.memory.adoption import Adoption
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import DEFAULT_TENANT, Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.chunk_list import ChunkList
 from worldkv.memory.holds import Lease, Leases
+from worldkv.memory.mover import Mover, VerifyingMover
 from worldkv.memory.placement import Placement, TierRules
 from worldkv.memory.tier import Tier
 from worldkv.stats import MemoryStats
@@ -30,7 +41,14 @@ from worldkv.stats import MemoryStats
 class ChunkMemory:
     """Admit, fetch, hold and release chunks. Single-threaded; calls block for copies between tiers only."""
 
-    def __init__(self, tiers: Sequence[Tier], epoch: str, rules: Sequence[TierRules] | None = None) -> None:
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        epoch: str,
+        rules: Sequence[TierRules] | None = None,
+        mover: Mover | None = None,
+    ) -> None:
+        """`mover`: who copies chunks from tier to tier; by default the calling thread."""
         if not tiers:
             raise CapacityError("a chunk memory needs at least one tier, got none")
         self.tiers = tuple(tiers)
@@ -38,7 +56,10 @@ class ChunkMemory:
         for tier, rule in zip(self.tiers, self.rules, strict=True):
             rule.shares.check(tier.name, tier.capacity_bytes)
         self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
-        self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch)
+        self._mover = mover or VerifyingMover()
+        self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch, self._mover)
+        self._past_epochs: set[str] = set()
+        self._adoption = Adoption(self._placement, self._catalogue)
 
     @property
     def epoch(self) -> str:
@@ -47,27 +68,28 @@ class ChunkMemory:
 
     def set_epoch(self, epoch: str) -> None:
         """From now on chunks of other weights miss as `stale_epoch`. O(1): their bytes go when asked for or needed."""
+        self._past_epochs.add(self.epoch)
         self._placement.epoch = epoch
 
     def adopt(self) -> int:
-        """Take up the chunks that the tiers hold from an earlier process; how many. Blocks for reading them.
+        """Take up the chunks that the tiers hold from an earlier process; how many. Blocks for reading their headers.
 
-        They are kept for whoever admits or asks for them, until room is needed.
+        They are kept for whoever admits or asks for them, until room is needed. See `adoption`.
         """
-        found = 0
-        for level, tier in reversed(list(enumerate(self.tiers))):
-            for chunk_id in list(tier.ids()):
-                found += self._adopt(level, tier, chunk_id)
-        self._placement.enforce_limits()
-        return found
+        return self._adoption.start()
 
-    def admit(self, chunk: KVChunk, *, group: Hashable = None, known_as: str | None = None) -> str:
+    def admit(
+        self, chunk: KVChunk, *, group: Hashable = None, known_as: str | None = None, tenant: str | None = None
+    ) -> str:
         """Take one reference on the chunk and store it in tier 0, making room; returns the id to ask for.
 
         Chunks of one `group` show one world, so that one may stand in for another. `known_as` is the id under
         which a chunk with less detail by now was first admitted. A chunk that no tier can take is dropped at once,
-        and its fetch will miss.
+        and its fetch will miss; so is one of weights that were valid here before `set_epoch`, which a rollout under way
+        may still bring. Raises ChunkForeign for a chunk of any other weights, or of another than the given `tenant`.
         """
+        self._refuse_foreign(chunk, tenant)
+        self._adoption.try_again(chunk.tenant, chunk.id)
         entry = self._entry_for(chunk.tenant, known_as or chunk.id, chunk)
         entry.group = group if entry.references == 0 or entry.group == group else None
         entry.references, entry.found = entry.references + 1, False
@@ -80,6 +102,8 @@ class ChunkMemory:
                 self._placement.place(entry, chunk)
             else:
                 self._books.events["dropped"] += 1
+        else:
+            self._placement.keep_names(entry)
         return known_as or chunk.id
 
     def admit_dropped(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:
@@ -108,16 +132,20 @@ class ChunkMemory:
         entry = self._catalogue.find(tenant, chunk_id)
         return entry is not None and bool(entry.copies) and entry.epoch == self.epoch
 
-    def fetch(self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT) -> list[KVChunk | None]:
+    def fetch(
+        self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT, deadline: float = math.inf
+    ) -> list[KVChunk | None]:
         """The chunks, in order, promoted to tier 0 where they fit; None for each miss.
 
-        No chunk of one fetch is moved by another one of it.
+        No chunk of one fetch is moved by another one of it. What is not in tier 0, and whose bytes would begin to move
+        after the `deadline` (by the mover's clock, `time.monotonic`), is a miss as `late` and stays where it is.
+        A chunk may be read in a tier's own memory, which is not free before it is let go: let go soon.
         """
         found: list[KVChunk | None] = []
         pinned: list[Entry] = []
         try:
             for chunk_id in chunk_ids:
-                found.append(self._fetch(chunk_id, tenant))
+                found.append(self._fetch(chunk_id, tenant, deadline))
                 if found[-1] is not None and (entry := self._catalogue.find(tenant, chunk_id)) is not None:
                     entry.pins += 1
                     pinned.append(entry)
@@ -198,34 +226,38 @@ class ChunkMemory:
         return faults
 
     def close(self) -> None:
-        """Close the tiers; what is durable stays."""
-        for tier in self.tiers:
-            tier.close()
+        """End transfers and close the tiers; what is durable stays."""
+        with ExitStack() as closing:  # all of them, should one fail
+            for tier in reversed(self.tiers):
+                closing.callback(tier.close)
+            closing.callback(self._mover.close)
 
-    def _fetch(self, chunk_id: str, tenant: str) -> KVChunk | None:
+    def _fetch(self, chunk_id: str, tenant: str, deadline: float) -> KVChunk | None:
+        self._adoption.try_again(tenant, chunk_id)
         entry = self._catalogue.find(tenant, chunk_id)
         if entry is not None and entry.epoch != self.epoch:
             self._miss_as_stale(entry)
             return None
-        damaged = False
+        reasons = set()
         for level in range(len(self.tiers)):
             if entry is None or level not in entry.copies:
                 self._books.passed(level, tenant, entry.left.get(level, "cold") if entry else "cold")
                 continue
-            chunk = self._placement.read(entry, level)
-            if chunk is not None:
-                return self._hit(entry, chunk, level)
-            self._books.passed(level, tenant, "corrupt")
-            damaged = True
-        self._books.miss("corrupt" if damaged else entry.lost if entry else "cold")
+            reason = "corrupt"
+            try:
+                chunk = self._placement.bring(entry, level, deadline)
+                if chunk is not None:
+                    self._books.hit(level, tenant)
+                    return chunk
+            except TransferLate:
+                reason = "late"
+            self._books.passed(level, tenant, reason)
+            reasons.add(reason)
+        lost = entry.lost if entry else "cold"
+        self._books.miss("corrupt" if "corrupt" in reasons else "late" if "late" in reasons else lost)
         if entry is not None:
             self._placement.settle(entry)
         return None
-
-    def _hit(self, entry: Entry, chunk: KVChunk, level: int) -> KVChunk:
-        self._books.hit(level, entry.tenant)
-        self._catalogue.touch(entry)
-        return self._placement.promote(entry, chunk, level)
 
     def _miss_as_stale(self, entry: Entry) -> None:
         for level in range(len(self.tiers)):
@@ -234,6 +266,18 @@ class ChunkMemory:
         if not entry.firm:
             self._placement.drop(entry, "stale_epoch")
             self._placement.settle(entry)
+
+    def _refuse_foreign(self, chunk: KVChunk, tenant: str | None) -> None:
+        what = f"chunk {chunk.id}, number {chunk.index} of a rollout"
+        if tenant is not None and chunk.tenant != tenant:
+            raise ChunkForeign(
+                f"{what}: tenant {tenant!r} expected, {chunk.tenant!r} found; admit it for the tenant that owns it"
+            )
+        if chunk.epoch != self.epoch and chunk.epoch not in self._past_epochs:
+            raise ChunkForeign(
+                f"{what}: epoch {self.epoch!r} expected, {chunk.epoch!r} found: another model or other weights made "
+                f"it; give each model a memory of its own, or call set_epoch when the weights change"
+            )
 
     def _entry_for(self, tenant: str, name: str, chunk: KVChunk) -> Entry:
         """The entry of this name: one it had before, that of the chunk's own content, or a fresh one."""
@@ -247,23 +291,6 @@ class ChunkMemory:
                 return known
             self._catalogue.merge(known, same)
         return same
-
-    def _adopt(self, level: int, tier: Tier, chunk_id: str) -> bool:
-        before = tier.used_bytes
-        try:
-            chunk = tier.get(chunk_id)
-        except (ChunkCorrupt, ChunkNotFound, TransferError):
-            self._placement.set_aside(chunk_id, level)
-            return False
-        assert tier.used_bytes == before, f"tier {tier.name} changed while chunk {chunk_id} was read"
-        entry = self._catalogue.find(chunk.tenant, chunk_id)
-        if entry is None:
-            entry = self._catalogue.add(chunk.tenant, chunk.epoch, chunk_id)
-            entry.describe(chunk)
-            entry.found = True
-        if level not in entry.copies:
-            self._catalogue.enter(entry, level, tier.cost_bytes(chunk))
-        return True
 
     def _look(self, entry: Entry) -> KVChunk | None:
         """The chunk if it is sound, verified wherever it lies; nothing changes where it is not."""

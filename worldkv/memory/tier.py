@@ -5,7 +5,7 @@ Which chunk goes where, what leaves and when is decided by the store; recency, r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 from worldkv.memory.chunk import KVChunk
@@ -17,6 +17,11 @@ class Tier(Protocol):
     @property
     def name(self) -> str:
         """As the configuration calls it; a label of metrics."""
+        ...
+
+    @property
+    def verifies(self) -> bool:
+        """Whether `get` checks a chunk's digests."""
         ...
 
     @property
@@ -54,6 +59,8 @@ class Tier(Protocol):
     def get(self, chunk_id: str) -> KVChunk:
         """The chunk, verified if it was ever out of this process' memory; where it lies is the tier's business.
 
+        A chunk that is given out stays as it is for as long as it is referred to, whatever becomes of the tier.
+
         Blocks. Raises ChunkNotFound, ChunkCorrupt (the tier keeps the bad piece until `remove` or `quarantine`), or
         TransferError where it could not be read.
         """
@@ -72,6 +79,39 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Give back what is held outside the process' heap; what is durable stays."""
+        ...
+
+
+@runtime_checkable
+class Lends(Protocol):
+    """A tier whose chunks are read where they lie: their bytes are free only once nobody refers to them."""
+
+    def lent(self, chunk_id: str) -> bool:
+        """Whether somebody refers to the chunk: to remove it would free nothing now."""
+        ...
+
+
+@runtime_checkable
+class Survives(Tier, Protocol):
+    """A tier that outlives its process, and tells the next one what it holds without reading payloads."""
+
+    def outline(self, chunk_id: str) -> KVChunk:
+        """See `KVChunk.outline`. Blocks. Raises as `Tier.get` does."""
+        ...
+
+    def expect(self, chunk_ids: Iterable[str]) -> None:
+        """A hint: the outlines of these chunks will be asked for next, in this order. Raises nothing."""
+        ...
+
+    def names(self, chunk_id: str) -> tuple[str, ...]:
+        """Further ids under which the chunk is asked for, as `also_name` was told."""
+        ...
+
+    def also_name(self, chunk_id: str, names: Iterable[str]) -> None:
+        """Keep further ids of a chunk that is here for as long as it is; durable when this returns.
+
+        Blocks, though not for names that are kept already. Raises TransferError.
+        """
         ...
 
 

@@ -97,6 +97,20 @@ def fence(device: torch.device) -> Mark | None:
     return _EventMark(torch.cuda.current_stream(device).record_event(_event()))
 
 
+class Staging:
+    """Host memory for one payload that is between two places; pinned where there is a GPU. Grows to the largest."""
+
+    def __init__(self) -> None:
+        self._memory_N = torch.empty(0, dtype=torch.uint8)
+
+    def hold(self, payload_LN: Tensor) -> Tensor:
+        """A copy of the payload, good until the next one. Fresh memory for each would cost more than the copy."""
+        if self._memory_N.nbytes < payload_LN.nbytes:
+            pinned = torch.cuda.is_available()
+            self._memory_N = torch.empty(payload_LN.nbytes, dtype=torch.uint8, pin_memory=pinned)
+        return self._memory_N[: payload_LN.nbytes].view(payload_LN.shape).copy_(payload_LN)
+
+
 class PlainLink:
     """Copies by the calling thread; done when `copy` returns."""
 

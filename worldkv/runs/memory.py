@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from worldkv.errors import ConfigError
 from worldkv.geometry import KVGeometry
 from worldkv.memory.codec import CODECS
 from worldkv.memory.detail import Ladder, parse_detail
-from worldkv.memory.eviction import EVICTION_POLICIES
+from worldkv.memory.eviction import EVICTION_POLICIES, Refetch
 from worldkv.memory.placement import TierRules
 from worldkv.memory.policy import MemoryPolicy
 from worldkv.memory.store import ChunkMemory
@@ -22,6 +23,9 @@ from worldkv.memory.tiers.resident import ResidentTier
 from worldkv.models.base import WorldModel
 
 MIB = 2**20
+# About as measured on two CPU cores (benchmarks/transfer_cpu_202611.md, disk_tier_cpu_202611.md): what eviction by cost
+# has to know is only that a disk takes many times as long as memory.
+REFETCH = {"host": Refetch(0.0, 7e9), "disk": Refetch(6e-4, 1e9)}
 
 
 def check(config: MemoryConfig, geometry: KVGeometry, policies: Sequence[MemoryPolicy]) -> None:
@@ -70,6 +74,7 @@ def _rules(config: MemoryConfig, tier: TierConfig, geometry: KVGeometry) -> Tier
         low_ratio=tier.low_watermark_ratio,
         ladder=Ladder(tuple(map(parse_detail, tier.detail)), geometry.rows, geometry.columns),
         shares=Shares(shares),
+        refetch=REFETCH.get(tier.name, Refetch(0.0, math.inf)),
         keeps_copies=tier.name == "disk",
     )
 

@@ -1,7 +1,6 @@
 """Chunks to store, and how to damage one where it lies."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.tiers.resident import ResidentTier
+from worldkv.memory.tiers.slab import SlabTier
 
 LAYERS, HEADS, HEAD_DIM, LATENT_FRAMES = 2, 2, 6, 3
 
@@ -41,12 +41,10 @@ def chunk_of(
     )
 
 
-def flip_a_byte(tier: ResidentTier, chunk_id: str) -> None:
-    """Damage the chunk in this tier alone: tiers of one device share their tensors."""
-    chunk = tier._chunks[chunk_id]
-    damaged = chunk.encoded.payload_LN.clone()
-    damaged.view(-1)[0] ^= 1
-    tier._chunks[chunk_id] = replace(chunk, encoded=chunk.encoded.over(damaged))
+def flip_a_byte(tier: ResidentTier | SlabTier, chunk_id: str) -> None:
+    """Damage the chunk where it lies in this tier, whether or not the tier would give it."""
+    chunk = tier._chunks[chunk_id] if isinstance(tier, ResidentTier) else SlabTier.get(tier, chunk_id)
+    chunk.encoded.payload_LN.view(-1)[0] ^= 1
 
 
 @pytest.fixture(scope="session")
@@ -55,5 +53,5 @@ def new_chunk() -> Callable[..., KVChunk]:
 
 
 @pytest.fixture(scope="session")
-def damage() -> Callable[[ResidentTier, str], None]:
+def damage() -> Callable[[ResidentTier | SlabTier, str], None]:
     return flip_a_byte

@@ -3,6 +3,8 @@
 import gc
 import math
 from concurrent.futures import Executor, Future
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from worldkv.errors import CapacityError, ChunkCorrupt, TransferError
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
+from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.transfer import PlainLink, TransferEngine
@@ -75,6 +78,77 @@ def test_a_chunk_that_went_up_is_the_same_and_ready_layer_by_layer(crossing, new
     assert chunk.id in crossing.device
     again = crossing.down_again(chunk.id)
     assert again.chunk().id == chunk.id
+
+
+def test_asked_again_a_transfer_gives_the_same_chunk(crossing, new_chunk):
+    chunk = new_chunk()
+    crossing.device.put(chunk)
+    descent = crossing.down_again(chunk.id)
+    assert [descent.chunk().id, descent.chunk().id] == [chunk.id] * 2
+    crossing.device.remove(chunk.id)
+    ascent = crossing.up(chunk.id)
+    assert [ascent.chunk().id, ascent.chunk().id] == [chunk.id] * 2
+
+
+def test_a_transfer_that_failed_refers_to_no_memory(crossing, new_chunk, monkeypatch):
+    def broken(link, destination_N, source_N, after):
+        raise RuntimeError("the link is broken")
+
+    monkeypatch.setattr(PlainLink, "copy", broken)
+    chunk = new_chunk()
+    crossing.host.put(chunk)
+    gc.disable()
+    try:
+        with suppress(TransferError):
+            crossing.up(chunk.id).chunk()
+        assert crossing.device.used_bytes == 0
+        assert not crossing.host.lent(chunk.id)
+    finally:
+        gc.enable()
+
+
+class Lazy:
+    """A link, and the end of its last copy, which lands when somebody waits for it to be over."""
+
+    def copy(self, destination_N, source_N, after):
+        destination_N.copy_(source_N)
+        return self
+
+    def done(self):
+        return False
+
+    def hold_stream(self):
+        pass
+
+    def wait(self):
+        pass
+
+
+def test_a_moved_chunk_has_arrived_and_its_source_is_read_no_more(crossing, new_chunk):
+    chunk, slow = new_chunk(), Lazy()
+    link = replace(crossing, engine=TransferEngine(slow, slow))
+    link.host.put(chunk)
+    VerifyingMover(link).copy(chunk.id, link.host, link.device, math.inf)
+    assert not link.host.lent(chunk.id)
+    assert link.device.get(chunk.id).encoded.payload_LN.equal(chunk.encoded.payload_LN)
+
+
+def test_digests_leave_nothing_referred_to_once_they_are_known(crossing, new_chunk):
+    """An executor may refer to its last task for as long as it has no other."""
+    kept = []
+
+    class Keeps(AtOnce):
+        def submit(self, fn, /, *args, **kwargs):
+            kept.append((fn, args, kwargs))
+            return super().submit(fn, *args, **kwargs)
+
+    chunk, link = new_chunk(), replace(crossing, hashers=Keeps())
+    link.host.put(chunk)
+    link.up(chunk.id).chunk()
+    link.down_again(chunk.id).chunk()
+    assert kept
+    assert not link.host.lent(chunk.id)
+    assert not link.device.lent(chunk.id)
 
 
 def test_what_was_damaged_on_the_host_does_not_reach_the_device(crossing, new_chunk):

@@ -144,19 +144,47 @@ def test_a_failed_write_leaves_nothing_behind(open_tier, new_chunk, point, code)
     assert_same(tier.get(chunk.id), chunk)
 
 
-def test_bytes_that_cannot_be_cleared_stay_booked(open_tier, new_chunk):
+@pytest.mark.parametrize("point", [FailPoint.SYNC_FILE, FailPoint.SYNC_FOLDER])
+def test_bytes_that_cannot_be_cleared_stay_booked(open_tier, new_chunk, point):
     disk = FaultyDisk()
     tier = open_tier(COST + 4096, disk)
-    disk.failing = {FailPoint.SYNC_FILE: errno.EIO, FailPoint.UNLINK: errno.EIO}
+    disk.failing = {point: errno.EIO, FailPoint.UNLINK: errno.EIO}
     with pytest.raises(TransferError):
         tier.put(new_chunk(0))
-    disk.failing = {}
+    assert tier.check() == []
+    disk.failing = {FailPoint.UNLINK: errno.EIO}
     with pytest.raises(CapacityError, match="8192 bytes asked, 4096 of 12288 bytes free"):
         tier.put(new_chunk(1))
     assert bytes_on_disk(tier.folder) == tier.used_bytes == COST
+    assert tier.check() == []
     tier.close()
     again = open_tier(COST + 4096)
-    assert (again.used_bytes, bytes_on_disk(again.folder)) == (0, 0)
+    whole = COST if point == FailPoint.SYNC_FOLDER else 0
+    assert again.used_bytes == bytes_on_disk(again.folder) == whole
+
+
+def test_bytes_that_could_not_be_cleared_go_with_the_next_put_that_can(open_tier, new_chunk):
+    disk = FaultyDisk()
+    tier = open_tier(COST, disk)
+    disk.failing = {FailPoint.SYNC_FOLDER: errno.EIO, FailPoint.UNLINK: errno.EIO}
+    with pytest.raises(TransferError):
+        tier.put(new_chunk(0))
+    disk.failing = {}
+    tier.put(new_chunk(1))
+    assert (list(tier.ids()), tier.used_bytes, bytes_on_disk(tier.folder)) == ([new_chunk(1).id], COST, COST)
+    assert tier.check() == []
+
+
+def test_a_chunk_whose_leftovers_cannot_be_cleared_can_still_come(open_tier, new_chunk):
+    disk = FaultyDisk()
+    tier, chunk = open_tier(disk=disk), new_chunk(0)
+    disk.failing = {FailPoint.SYNC_FOLDER: errno.EIO, FailPoint.UNLINK: errno.EIO}
+    with pytest.raises(TransferError):
+        tier.put(chunk)
+    disk.failing = {FailPoint.UNLINK: errno.EIO}
+    tier.put(chunk)
+    assert_same(tier.get(chunk.id), chunk)
+    assert (tier.used_bytes, bytes_on_disk(tier.folder), tier.check()) == (COST, COST, [])
 
 
 def test_a_read_error_names_chunk_and_file_and_the_chunk_stays(open_tier, new_chunk):
@@ -279,9 +307,10 @@ def test_a_marker_of_someone_else_is_refused(open_tier, tmp_path, key, value, sa
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {key: value}))
     with pytest.raises(ConfigError, match=f"belongs to another tier: {said}, not"):
         open_tier()
-    marker.write_text("{")
-    with pytest.raises(ConfigError, match=r"tier\.json is damaged"):
-        open_tier()
+    for foreign in (b"{", b"\x89PNG\r\n\xff\xfe"):
+        marker.write_bytes(foreign)
+        with pytest.raises(ConfigError, match=r"tier\.json is damaged"):
+            open_tier()
 
 
 def test_two_at_once_are_refused_and_the_holder_is_named(open_tier):

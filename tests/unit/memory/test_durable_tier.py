@@ -79,6 +79,23 @@ def test_it_gives_back_what_it_was_given_and_finds_it_again(open_tier, new_chunk
     assert (len(tier), chunks[1].id in tier, len(objects(store, root))) == (2, False, 2)
 
 
+def test_headers_are_read_in_one_round_of_requests_and_one_by_one_where_that_fails(open_tier, new_chunk, monkeypatch):
+    tier, chunks = open_tier(), [new_chunk(i) for i in range(3)]
+    for chunk in chunks:
+        tier.put(chunk)
+    with monkeypatch.context() as broken:
+        broken.setattr(MemoryFileSystem, "cat_ranges", failing(OSError("away")))
+        tier.expect(chunk.id for chunk in chunks)
+        assert tier.outline(chunks[0].id).id == chunks[0].id
+    tier.expect([*(chunk.id for chunk in chunks), "unknown"])
+    with monkeypatch.context() as broken:
+        broken.setattr(MemoryFileSystem, "cat_file", failing(OSError("away")))
+        found = [tier.outline(chunk.id) for chunk in chunks]
+        assert [(chunk.id, tier.cost_bytes(chunk)) for chunk in found] == [(c.id, tier.cost_bytes(c)) for c in chunks]
+        with pytest.raises(TransferError, match="cannot be read"):
+            tier.outline(chunks[0].id)
+
+
 def test_a_chunk_that_does_not_fit_is_refused_with_the_numbers(open_tier, new_chunk):
     a, b = new_chunk(0), new_chunk(1)
     cost = a.header.total_bytes
@@ -186,6 +203,8 @@ def test_bytes_that_cannot_be_cleared_stay_booked(open_tier, new_chunk, monkeypa
         with pytest.raises(TransferError):
             tier.put(chunk)
     assert (len(tier), tier.used_bytes) == (0, tier.cost_bytes(chunk))
+    tier.put(new_chunk(1))
+    assert (list(tier.ids()), tier.used_bytes, tier.check()) == ([new_chunk(1).id], tier.cost_bytes(chunk), [])
 
 
 def test_a_crash_before_the_move_leaves_a_part_that_the_next_start_clears(open_tier, new_chunk, store, root):
@@ -211,9 +230,10 @@ def test_another_tiers_place_is_refused(open_tier, store, root):
         ConfigError, match=r"belongs to another tier: .*'archive'.* not .*'durable'.*; name another place"
     ):
         open_tier()
-    store.pipe_file(f"{root}/tier.json", b"{")
-    with pytest.raises(ConfigError, match=r"tier\.json is damaged"):
-        open_tier()
+    for foreign in (b"{", b"\x89PNG\r\n\xff\xfe", b"\xff"):
+        store.pipe_file(f"{root}/tier.json", foreign)
+        with pytest.raises(ConfigError, match=r"tier\.json is damaged"):
+            open_tier()
 
 
 def test_a_store_that_cannot_be_listed_is_an_output_error(open_tier, monkeypatch):

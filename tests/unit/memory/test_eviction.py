@@ -9,14 +9,17 @@ from worldkv.memory.eviction import (
     CostAware,
     LeastRecentlyUsed,
     PoseRedundancy,
+    Refetch,
     choose,
 )
 from worldkv.memory.placement import TierRules
 from worldkv.memory.store import ChunkMemory
 
 
-def candidate(name: str, *, x: float = 0.0, cost: int = 10, last_use: int = 0, uses: int = 0, group: object = 1):
-    return Candidate(name, "tenant", cost, last_use, uses, (x, 0.0, 0.0, 0.0, 0.0, 1.0), group)
+def candidate(
+    name: str, *, x: float = 0.0, cost: int = 10, last_use: int = 0, uses: int = 0, group: object = 1, back=None
+):
+    return Candidate(name, "tenant", cost, last_use, uses, (x, 0.0, 0.0, 0.0, 0.0, 1.0), group, back)
 
 
 def order(policy, *candidates: Candidate, now: int = 100) -> str:
@@ -33,6 +36,7 @@ CANDIDATES = st.lists(
         uses=st.integers(0, 5),
         seen_from=st.none() | st.tuples(*[st.floats(-5, 5)] * 6),
         group=st.sampled_from([None, 1, 2]),
+        refetch_seconds=st.none() | st.floats(0, 5),
     ),
     max_size=12,
     unique_by=lambda one: one.id,
@@ -70,9 +74,41 @@ def test_cost_aware_keeps_what_was_used_often_and_lately():
 
 
 def test_cost_aware_drops_the_larger_of_two_when_latency_rules_and_neither_when_it_does_not():
-    small, large = candidate("s", cost=1_000), candidate("l", cost=100_000)
-    assert order(CostAware(latency_seconds=1.0), small, large) == "ls"
-    assert order(CostAware(latency_seconds=0.0), small, large) == "sl"
+    for latency_seconds, gone in ((1.0, "ls"), (0.0, "sl")):
+        back = Refetch(latency_seconds, bytes_per_second=2.0**30).seconds
+        small, large = (candidate(name, cost=cost, back=back(cost)) for name, cost in (("s", 2**10), ("l", 2**17)))
+        assert order(CostAware(), small, large) == gone
+
+
+def test_cost_aware_keeps_longest_what_comes_back_slowly_and_what_never_does():
+    fast, slow, never = candidate("f", back=0.001), candidate("s", back=0.5), candidate("n", back=None)
+    assert order(CostAware(), never, slow, fast) == "fsn"
+    # Not at any price: what is never used again is not worth its bytes.
+    assert order(CostAware(), candidate("n", last_use=0), candidate("f", last_use=99, uses=10**5, back=0.001)) == "nf"
+
+
+def test_a_store_tells_its_policy_what_bringing_each_chunk_back_would_take(new_chunk, make_memory):
+    seen: dict[str, list[float | None]] = {}
+
+    class Watching(LeastRecentlyUsed):
+        def victims(self, candidates, now):
+            candidates = list(candidates)
+            seen.setdefault(candidates[0].id, []).append(candidates[0].refetch_seconds)
+            return super().victims(candidates, now)
+
+    chunks = [new_chunk(i) for i in range(5)]
+    size = chunks[0].nbytes
+    near = TierRules(Watching())
+    slow = TierRules(Watching(), refetch=Refetch(latency_seconds=1.0, bytes_per_second=size))
+    last = TierRules(Watching(), refetch=Refetch(latency_seconds=7.0, bytes_per_second=size), keeps_copies=True)
+    memory = ChunkMemory(make_memory(size, size, 2 * size).tiers, "weights-a", [near, slow, last])
+    for chunk in chunks:
+        memory.admit(chunk)
+    # From the second tier, then the last, then nowhere.
+    assert list(dict.fromkeys(seen[chunks[0].id])) == [2.0, 8.0, None]
+    memory.fetch([chunks[2].id])  # leaves its copy in the last tier
+    memory.admit(new_chunk(5))
+    assert seen[chunks[2].id][-1] == 8.0
 
 
 def test_pose_redundancy_drops_the_older_of_the_closest_pair_first_and_the_lonely_last():

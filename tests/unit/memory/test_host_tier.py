@@ -256,6 +256,24 @@ def test_a_driver_that_refuses_leaves_plain_memory_and_says_so(new_chunk):
     tier.close()
 
 
+def test_a_piece_that_cannot_be_unpinned_keeps_no_other_one_pinned(monkeypatch):
+    monkeypatch.setattr("worldkv.memory.tiers.host.PIN_PIECE_BYTES", GRAIN_BYTES)
+    driver = Driver()
+    tier = HostTier.open("host", 3 * GRAIN_BYTES, registrar=driver)
+    tier.wait_pinned()
+    assert len(driver.pinned) == 3
+    lost = sorted(driver.pinned)[1]
+    del driver.pinned[lost]
+    driver.unpin = lambda address: driver.pinned.pop(address) if address != lost else _refuse()
+    tier.close()
+    assert driver.pinned == {}
+    assert f"byte {GRAIN_BYTES} stays pinned: no such piece" in tier.pin_fault
+
+
+def _refuse():
+    raise RuntimeError("no such piece")
+
+
 def test_closing_stops_the_pinning():
     buffer = memoryview(bytearray(GRAIN_BYTES))
     tier = HostTier("host", buffer, Driver())

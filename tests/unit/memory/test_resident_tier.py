@@ -28,6 +28,24 @@ def test_a_chunk_that_does_not_fit_is_refused_with_the_numbers_and_leaves_no_tra
     assert (list(tier.ids()), tier.used_bytes) == ([a.id], a.nbytes)
 
 
+def test_a_device_without_memory_is_a_tier_without_room(new_chunk, monkeypatch):
+    chunk, tier = new_chunk(0), tier_of(10_000)
+
+    def full(chunk, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+
+    monkeypatch.setattr(type(chunk), "copy_to", full)
+    with pytest.raises(CapacityError, match=r"10000 free, but cpu has no memory left; lower .*: CUDA out of memory"):
+        tier.put(chunk)
+    assert (list(tier.ids()), tier.used_bytes) == ([], 0)
+
+
+def test_a_chunk_lies_in_memory_of_the_tiers_own(new_chunk):
+    chunk, tier = new_chunk(0), tier_of(10_000)
+    tier.put(chunk)
+    assert tier.get(chunk.id).encoded.payload_LN.data_ptr() != chunk.encoded.payload_LN.data_ptr()
+
+
 def test_putting_a_chunk_again_books_it_once(new_chunk):
     a = new_chunk(0)
     tier = tier_of(a.nbytes)

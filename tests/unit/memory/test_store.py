@@ -4,7 +4,7 @@ import msgpack
 import pytest
 import torch
 
-from worldkv.errors import CapacityError, ChunkNotFound
+from worldkv.errors import CapacityError, ChunkForeign, ChunkNotFound
 from worldkv.memory.store import ChunkMemory
 
 
@@ -86,9 +86,28 @@ def test_a_chunk_that_nobody_admitted_misses_as_cold(make_memory):
     assert misses(memory) == {"cold": 1}
 
 
-def test_a_chunk_of_other_weights_misses_as_stale_and_is_dropped(new_chunk, make_memory):
-    chunk = new_chunk(0, epoch="weights-of-last-week")
+def test_a_chunk_of_another_model_is_refused_with_both_epochs(new_chunk, make_memory):
+    memory, chunk = make_memory(10**6), new_chunk(3, epoch="another-model")
+    with pytest.raises(
+        ChunkForeign, match=f"chunk {chunk.id}, number 3.*'weights-a' expected, 'another-model' found: "
+    ):
+        memory.admit(chunk)
+    assert (memory.stats().admitted, memory.lying(), memory.fetch([chunk.id])) == (0, [[]], [None])
+    assert memory.check_integrity([]) == []
+
+
+def test_a_chunk_of_another_tenant_is_refused_with_both_tenants(new_chunk, make_memory):
+    memory, chunk = make_memory(10**6), new_chunk(0, tenant="theirs")
+    with pytest.raises(ChunkForeign, match=r"tenant 'ours' expected, 'theirs' found; admit it for the tenant"):
+        memory.admit(chunk, tenant="ours")
+    assert memory.check_integrity([]) == []
+    assert memory.admit(chunk, tenant="theirs") == chunk.id
+
+
+def test_a_chunk_of_the_weights_before_misses_as_stale_and_is_dropped(new_chunk, make_memory):
+    chunk = new_chunk(0, epoch="weights-a")
     memory = make_memory(2 * chunk.nbytes)
+    memory.set_epoch("weights-b")
     memory.admit(chunk)
     assert memory.fetch([chunk.id]) == [None]
     assert misses(memory) == {"stale_epoch": 1}

@@ -5,6 +5,7 @@
 - Bytes on disk never pass the capacity: they are reserved before they are written, the quarantine lies in what is
   left over, and what a start finds beyond the capacity (it was lowered) goes, oldest first.
 - Every read is verified, and must give the chunk that was asked for.
+- Beside a chunk an empty file stands for each further id under which it is asked for (`names`).
 - Files that no tier wrote are left alone.
 
 Threads may put and get at the same time; the same chunk is put, removed or quarantined by one of them. Other processes
@@ -16,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from worldkv.memory.format import Source
 from worldkv.memory.tiers.filesystem import Disk, FileFound
 from worldkv.memory.tiers.folder import QUARANTINE, SUBFOLDERS, claim
 from worldkv.memory.tiers.ledger import Ledger
+from worldkv.memory.tiers.names import NAME_FILE, Names, name_file
 from worldkv.memory.tiers.quarantine import Quarantine
 
 SUFFIX, PART_SUFFIX = ".wkv", ".part"
@@ -55,10 +57,13 @@ class _Reading:
 class DiskTier:
     """Chunks in a folder within `capacity_bytes`. See `Tier`; made by `open`."""
 
+    verifies = True
+
     def __init__(self, name: str, folder: Path, capacity_bytes: int, disk: Disk, lock: int) -> None:
         self.name, self.folder, self.capacity_bytes = name, folder, capacity_bytes
         self._disk, self._lock = disk, lock
         self._books = Ledger(name, capacity_bytes)
+        self._names = Names()
         self._aside = Quarantine(self._delete_aside)
 
     @classmethod
@@ -105,6 +110,7 @@ class DiskTier:
     def put(self, chunk: KVChunk) -> None:
         """Write the chunk; durable when this returns. See `Tier`; TransferError also where it is damaged already."""
         chunk = verified(chunk, self.name)
+        self._books.clear_stuck(self._clear)
         if not self._books.reserve(chunk.id, self.cost_bytes(chunk), self._aside.trim):
             return
         final = self._path(chunk.id)
@@ -120,17 +126,29 @@ class DiskTier:
             if written:
                 self._books.arrived(chunk.id)
             else:
-                self._books.abandoned(chunk.id, cleared=self._clear(part, final))
+                self._books.abandoned(chunk.id, cleared=self._clear(chunk.id))
 
     def get(self, chunk_id: str) -> KVChunk:
         """Read and verify the chunk, into memory of its own. See `Tier`."""
+        return self._read(chunk_id, KVChunk.read)
+
+    def outline(self, chunk_id: str) -> KVChunk:
+        """Read and verify the chunk's header. See `Survives`."""
+        return self._read(chunk_id, KVChunk.outline)
+
+    def expect(self, chunk_ids: Iterable[str]) -> None:
+        """See `Survives`: a disk reads many headers at once faster than one after the other."""
+        for chunk_id in chunk_ids:
+            self._disk.read_ahead(self._path(chunk_id), PAGE_BYTES)
+
+    def _read(self, chunk_id: str, read: Callable[[Source], KVChunk]) -> KVChunk:
         self._books.require(chunk_id)
         path = self._path(chunk_id)
         try:
-            with self._reading(path) as source:
-                chunk = KVChunk.read(source)
+            with self._reading(path, whole=read == KVChunk.read) as source:
+                chunk = read(source)
         except FileNotFoundError as fault:
-            self._books.forget(chunk_id)
+            self._forget(chunk_id)
             raise ChunkNotFound(f"tier {self.name}: chunk {chunk_id} is gone: no file {path}") from fault
         except OSError as fault:
             raise TransferError(
@@ -149,7 +167,7 @@ class DiskTier:
             self._disk.unlink(path)
         except OSError as fault:
             raise TransferError(f"tier {self.name}: {path} cannot be removed: {_reason(fault)}") from fault
-        self._books.forget(chunk_id)
+        self._forget(chunk_id)
 
     def quarantine(self, chunk_id: str) -> None:
         """Set the chunk's file aside for whoever looks for the cause; it is not here any more.
@@ -164,12 +182,31 @@ class DiskTier:
         except OSError:
             self.remove(chunk_id)
             return
-        self._aside.add(name, self._books.forget(chunk_id))
+        self._aside.add(name, self._forget(chunk_id))
+
+    def names(self, chunk_id: str) -> tuple[str, ...]:
+        """See `Survives`."""
+        return self._names.of(chunk_id)
+
+    def also_name(self, chunk_id: str, names: Iterable[str]) -> None:
+        """See `Survives`."""
+        fresh, folder = self._names.fresh(chunk_id, names), self._path(chunk_id).parent
+        if not fresh or chunk_id not in self._books:
+            return
+        try:
+            for name in fresh:
+                self._disk.touch(folder / name_file(chunk_id, name))
+            self._disk.sync_folder(folder)
+        except OSError as fault:
+            raise TransferError(
+                f"tier {self.name}: names {fresh} of chunk {chunk_id} cannot be kept in {folder}: {_reason(fault)}"
+            ) from fault
+        self._names.add(chunk_id, fresh)
 
     def check(self) -> list[str]:
         """Faults in the books, and where they differ from the names on disk. Not while a put or a removal runs."""
         faults, held = self._books.faults(), set(self.ids())
-        lying = {path.stem for path in self._chunk_paths()}
+        lying = {path.stem for path in self._chunk_paths()} - self._books.stuck()
         faults += [f"tier {self.name}: chunk {i} is booked and has no file" for i in sorted(held - lying)]
         faults += [f"tier {self.name}: {self._path(i)} is in no book" for i in sorted(lying - held)]
         if self._aside.used_bytes + self.used_bytes > self.capacity_bytes:
@@ -194,8 +231,8 @@ class DiskTier:
             yield from (folder / name for name in self._disk.names(folder) if CHUNK_NAME.fullmatch(name))
 
     @contextmanager
-    def _reading(self, path: Path) -> Iterator[Source]:
-        descriptor = self._disk.open(path)
+    def _reading(self, path: Path, *, whole: bool) -> Iterator[Source]:
+        descriptor = self._disk.open(path, whole=whole)
         try:
             size = self._disk.size_bytes(descriptor)
             yield _Reading(f"tier {self.name}, {path}", size, descriptor, path, self._disk)
@@ -205,12 +242,15 @@ class DiskTier:
     def _scan(self) -> None:
         """Book the chunks that are here, oldest first, after clearing what no crash may leave."""
         found: list[tuple[int, str, int]] = []
+        names: list[tuple[str, str]] = []
         for subfolder in SUBFOLDERS:
             for file in self._disk.scan(self.folder / subfolder):
                 if PART_NAME.fullmatch(file.name):
                     self._disk.unlink(self.folder / subfolder / file.name)
                 elif (name := CHUNK_NAME.fullmatch(file.name)) and file.name.startswith(subfolder):
                     found.append((file.written_ns, name[1], _pages(file.size_bytes)))
+                elif name := NAME_FILE.fullmatch(file.name):
+                    names.append((name[1], name[2]))
         found.sort()
         surplus = sum(size for _, _, size in found) - self.capacity_bytes
         dropped = 0
@@ -220,7 +260,15 @@ class DiskTier:
             surplus -= size
             dropped += 1
         self._books.adopt((chunk_id, size) for _, chunk_id, size in found[dropped:])
+        self._scan_names(names)
         self._scan_quarantine()
+
+    def _scan_names(self, found: Iterable[tuple[str, str]]) -> None:
+        for chunk_id, name in found:
+            if chunk_id in self._books:
+                self._names.add(chunk_id, [name])
+            else:
+                self._disk.unlink(self._path(chunk_id).parent / name_file(chunk_id, name))
 
     def _scan_quarantine(self) -> None:
         def age(file: FileFound) -> tuple[int, str]:
@@ -231,6 +279,13 @@ class DiskTier:
         found = [(file.name, _pages(file.size_bytes)) for file in sorted(files, key=age)]
         self._aside.adopt(found, self.capacity_bytes - self.used_bytes)
 
+    def _forget(self, chunk_id: str) -> int:
+        """The chunk's file is gone, and its names mean nothing any more; returns the bytes that are free."""
+        for name in self._names.forget(chunk_id):
+            with suppress(OSError):
+                self._disk.unlink(self._path(chunk_id).parent / name)
+        return self._books.forget(chunk_id)
+
     def _delete_aside(self, name: str) -> None:
         path = self.folder / QUARANTINE / name
         try:
@@ -238,16 +293,17 @@ class DiskTier:
         except OSError as fault:
             raise TransferError(f"tier {self.name}: {path} cannot be removed: {_reason(fault)}") from fault
 
-    def _clear(self, *paths: Path) -> bool:
+    def _clear(self, chunk_id: str) -> bool:
         """Remove what a failed write may have left; False where something may remain."""
-        for path in paths:
+        final = self._path(chunk_id)
+        for path in (final.with_suffix(PART_SUFFIX), final):
             try:
                 self._disk.unlink(path)
             except OSError:
                 return False
         # Should this not reach the medium, a restart finds a whole chunk or a leftover: both are in order.
         with suppress(OSError):
-            self._disk.sync_folder(paths[0].parent)
+            self._disk.sync_folder(final.parent)
         return True
 
     def _write_error(self, chunk: KVChunk, path: Path, fault: OSError) -> WorldKVError:

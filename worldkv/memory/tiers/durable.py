@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from worldkv.errors import ChunkCorrupt, ChunkNotFound, ConfigError, OutputError, TransferError, WorldKVError
 from worldkv.memory.chunk import KVChunk
-from worldkv.memory.format import Buffer
+from worldkv.memory.format import PAYLOAD_ALIGNMENT, Buffer
 from worldkv.memory.tier import Tier
 from worldkv.memory.tiers.disk import DiskTier, verified
 from worldkv.memory.tiers.folder import MARKER, QUARANTINE, VERSION, WHAT
 from worldkv.memory.tiers.ledger import Ledger
+from worldkv.memory.tiers.names import NAME_FILE, Names, name_file
 from worldkv.memory.tiers.quarantine import Quarantine
 
 SUFFIX, PART_SUFFIX = ".wkv", ".part"
@@ -66,13 +68,34 @@ def open_durable_tier(name: str, url: str, capacity_bytes: int) -> Tier:
     return tier
 
 
+@dataclass(frozen=True)
+class _Object:
+    """An object of which parts are read, see `Source`."""
+
+    label: str
+    size_bytes: int
+    store: Any
+    path: str
+    head: bytes
+    """What was read ahead of it."""
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        stop = offset + len(out)
+        data = self.head[offset:stop] if stop <= len(self.head) else self.store.cat_file(self.path, offset, stop)
+        out[: len(data)] = data
+        return len(data)
+
+
 class DurableTier:
     """Chunks in an object store within `capacity_bytes`. See `Tier`; made by `open_durable_tier`."""
+
+    verifies = True
 
     def __init__(self, name: str, store: Any, root: str, capacity_bytes: int) -> None:
         self.name, self.root, self.capacity_bytes = name, root, capacity_bytes
         self._store = store
-        self._books = Ledger(name, capacity_bytes)
+        self._books, self._names = Ledger(name, capacity_bytes), Names()
+        self._heads: dict[str, bytes] = {}
         self._aside = Quarantine(lambda aside: self._delete(f"{root}/{QUARANTINE}/{aside}"))
         protocols = {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
         self._whole_objects = bool(protocols & WHOLE_OBJECT_STORES)
@@ -99,6 +122,7 @@ class DurableTier:
     def put(self, chunk: KVChunk) -> None:
         """Store the chunk; see `Tier`. Copies it once; TransferError also where it is damaged already."""
         chunk = verified(chunk, self.name)
+        self._books.clear_stuck(self._clear)
         if not self._books.reserve(chunk.id, self.cost_bytes(chunk), self._aside.trim):
             return
         stored = False
@@ -116,13 +140,55 @@ class DurableTier:
         """Read and verify the chunk, into memory of its own. See `Tier`."""
         self._books.require(chunk_id)
         path = self._path(chunk_id)
+        with self._reading(chunk_id, path):
+            data = self._store.cat_file(path)
+        return self._checked(chunk_id, KVChunk.read(Buffer(data, f"tier {self.name}, {path}")))
+
+    def outline(self, chunk_id: str) -> KVChunk:
+        """Read and verify the chunk's header. See `Survives`."""
+        self._books.require(chunk_id)
+        path = self._path(chunk_id)
+        source = _Object(
+            f"tier {self.name}, {path}",
+            self._books.size_bytes(chunk_id),
+            self._store,
+            path,
+            self._heads.pop(chunk_id, b""),
+        )
+        with self._reading(chunk_id, path):
+            return self._checked(chunk_id, KVChunk.outline(source))
+
+    def expect(self, chunk_ids: Iterable[str]) -> None:
+        """See `Survives`. Blocks for one round of requests, which the store's client sends all at once if it can."""
+        wanted = [chunk_id for chunk_id in chunk_ids if chunk_id in self._books]
+        self._heads.clear()
+        with suppress(TransferError), self._reported("headers cannot be read ahead"):
+            heads = self._store.cat_ranges([*map(self._path, wanted)], 0, PAYLOAD_ALIGNMENT, on_error="return")
+            self._heads = {i: head for i, head in zip(wanted, heads, strict=True) if isinstance(head, bytes)}
+
+    def names(self, chunk_id: str) -> tuple[str, ...]:
+        """See `Survives`."""
+        return self._names.of(chunk_id)
+
+    def also_name(self, chunk_id: str, names: Iterable[str]) -> None:
+        """See `Survives`."""
+        for name in self._names.fresh(chunk_id, names) if chunk_id in self._books else ():
+            with self._reported(f"name {name} of chunk {chunk_id} cannot be kept"):
+                self._store.pipe_file(f"{self.root}/{name_file(chunk_id, name)}", b"")
+            self._names.add(chunk_id, [name])
+
+    @contextmanager
+    def _reading(self, chunk_id: str, path: str) -> Iterator[None]:
+        """A chunk whose object is gone is forgotten."""
         try:
             with self._reported(f"chunk {chunk_id} cannot be read from {path}", absent=ChunkNotFound):
-                data = self._store.cat_file(path)
+                yield
         except ChunkNotFound:
-            self._books.forget(chunk_id)
+            self._forget(chunk_id)
             raise
-        chunk = KVChunk.read(Buffer(data, f"tier {self.name}, {path}"))
+
+    def _checked(self, chunk_id: str, chunk: KVChunk) -> KVChunk:
+        path = self._path(chunk_id)
         if chunk.id != chunk_id:
             raise ChunkCorrupt(f"tier {self.name}, {path}: chunk {chunk_id} expected, {chunk.id} found")
         return chunk
@@ -131,7 +197,7 @@ class DurableTier:
         """Delete the chunk's object; raises TransferError where that fails, and the chunk is then still here."""
         if chunk_id in self._books:
             self._delete(self._path(chunk_id))
-            self._books.forget(chunk_id)
+            self._forget(chunk_id)
 
     def quarantine(self, chunk_id: str) -> None:
         """Set the chunk's object aside for whoever looks for the cause; it is not here any more.
@@ -145,9 +211,9 @@ class DurableTier:
             with self._reported(f"chunk {chunk_id} cannot be set aside", absent=ChunkNotFound):
                 self._store.mv(self._path(chunk_id), f"{self.root}/{QUARANTINE}/{name}")
         except ChunkNotFound:
-            self._books.forget(chunk_id)
+            self._forget(chunk_id)
             return
-        self._aside.add(name, self._books.forget(chunk_id))
+        self._aside.add(name, self._forget(chunk_id))
 
     def check(self) -> list[str]:
         """Faults in the tier's own books; asks the store nothing."""
@@ -175,10 +241,12 @@ class DurableTier:
                             f"name a place of its own, such as {self.root}/worldkv"
                         )
                     self._store.pipe_file(marker, json.dumps(mine).encode())
-                found = json.loads(self._store.cat_file(marker))
+                marked = self._store.cat_file(marker)
         except TransferError as fault:
             raise OutputError(str(fault)) from fault
-        except json.JSONDecodeError as fault:
+        try:
+            found = json.loads(marked)
+        except ValueError as fault:  # no JSON, or no text
             raise ConfigError(f"tier {self.name}: {marker} is damaged ({fault}); name another place") from fault
         if found != mine:
             raise ConfigError(
@@ -189,12 +257,15 @@ class DurableTier:
         """Book the objects that are here, oldest first; delete what crashes left and what is beyond the capacity."""
         with self._reported(f"{self.root} cannot be listed"):
             listed = self._store.find(self.root, detail=True)
+        names: list[tuple[str, str]] = []
         prefix, shelves = f"{self.root}/".lstrip("/"), {"": OBJECT_NAME, f"{QUARANTINE}/": OBJECT_NAME}
         found: dict[str, list[tuple[float, str, int]]] = {shelf: [] for shelf in shelves}
         for path, about in listed.items():
             shelf, slash, name = path.lstrip("/").removeprefix(prefix).rpartition("/")
             if not shelf and PART_NAME.fullmatch(name):
                 self._delete(path)
+            elif not shelf and (named := NAME_FILE.fullmatch(name)):
+                names.append((named[1], named[2]))
             elif shelf + slash in shelves and OBJECT_NAME.fullmatch(name):
                 found[shelf + slash].append((_written(about), name, int(about["size"])))
         chunks = sorted(found[""])
@@ -204,8 +275,23 @@ class DurableTier:
             self._delete(f"{self.root}/{name}")
             surplus -= size
         self._books.adopt((name.removesuffix(SUFFIX), size) for _, name, size in chunks)
+        self._scan_names(names)
         aside = [(name, size) for _, name, size in sorted(found[f"{QUARANTINE}/"])]
         self._aside.adopt(aside, self.capacity_bytes - self.used_bytes)
+
+    def _scan_names(self, found: Iterable[tuple[str, str]]) -> None:
+        for chunk_id, name in found:
+            if chunk_id in self._books:
+                self._names.add(chunk_id, [name])
+            else:
+                self._delete(f"{self.root}/{name_file(chunk_id, name)}")
+
+    def _forget(self, chunk_id: str) -> int:
+        """The chunk's object is gone, and its names mean nothing any more; returns the bytes that are free."""
+        for name in self._names.forget(chunk_id):
+            with suppress(TransferError):
+                self._delete(f"{self.root}/{name}")
+        return self._books.forget(chunk_id)
 
     def _path(self, chunk_id: str, suffix: str = SUFFIX) -> str:
         return f"{self.root}/{chunk_id}{suffix}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -77,6 +78,11 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def touch(self, path: Path) -> None:
+        """Make an empty file where there is none; its name is on the medium after `sync_folder`."""
+        self.reach(FailPoint.CREATE, path)
+        path.touch(0o600)
+
     def publish(self, written: Path, final: Path) -> None:
         """Give the file its name, durably. Both lie in one folder."""
         self.reach(FailPoint.RENAME, written)
@@ -85,13 +91,22 @@ class Disk:
         self.sync_folder(final.parent)
         self.reach(FailPoint.WRITTEN, final)
 
-    def open(self, path: Path) -> int:
-        """A descriptor to read the file with, from its start to its end."""
+    def open(self, path: Path, *, whole: bool = True) -> int:
+        """A descriptor to read the file with: from its start to its end, or only what is asked for."""
         self.reach(FailPoint.OPEN, path)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        # A chunk is read from end to end: let the kernel read ahead further.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        # From end to end the kernel shall read ahead further; for a header alone it shall not read ahead at all.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL if whole else os.POSIX_FADV_RANDOM)
         return descriptor
+
+    def read_ahead(self, path: Path, size_bytes: int) -> None:
+        """Ask the kernel to read the start of the file in the background; a hint, which may come to nothing."""
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, 0, size_bytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
     def size_bytes(self, descriptor: int) -> int:
         """Of the open file."""

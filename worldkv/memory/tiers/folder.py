@@ -2,7 +2,7 @@
 
     tier.json      what this folder is, and whose
     lock           held with flock while a process uses the tier; it names that process
-    00 .. ff       chunks, by the first two digits of their ids
+    00 .. ff       chunks, by the first two digits of their ids, and an empty file for each further id of one
     quarantine     chunks that were found damaged
 
 Nothing is written into a folder that holds anything else. All sub-folders are made when the folder is claimed and

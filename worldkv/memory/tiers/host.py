@@ -81,7 +81,7 @@ class HostTier(SlabTier):
 
     @property
     def pin_fault(self) -> str | None:
-        """Why pinning stopped early, if it did; the rest of the slab serves as plain memory."""
+        """Why not all is pinned, or not all could be unpinned; what is not pinned serves as plain memory."""
         return self._pin_fault
 
     def pin(self) -> None:
@@ -108,7 +108,11 @@ class HostTier(SlabTier):
         self._closing.set()
         self.wait_pinned()
         while self._pinned and self._registrar is not None:
-            self._registrar.unpin(self._pinned.pop())
+            address = self._pinned.pop()
+            try:
+                self._registrar.unpin(address)
+            except RuntimeError as fault:  # the others are to be unpinned all the same
+                self._pin_fault = f"tier {self.name}: the piece at byte {address - self._address} stays pinned: {fault}"
         super().close()
 
 

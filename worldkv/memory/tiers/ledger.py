@@ -2,7 +2,7 @@
 
 - Bytes are reserved before the first of them is written and given back only when none of them remains.
 - An id is on its way in at most once; whoever brings it a second time waits for the first.
-- Bytes that could not be cleared away stay booked as stuck until the next start: a cap that trusts is no cap.
+- Bytes that could not be cleared away stay booked as stuck until they are: a cap that trusts is no cap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Ledger:
         self.tier, self.capacity_bytes = tier, capacity_bytes
         self._held: dict[str, int] = {}
         self._arriving: dict[str, int] = {}
-        self._stuck_bytes = 0
+        self._stuck: dict[str, int] = {}
         self._used_bytes = 0
         self._changed = threading.Condition()
 
@@ -66,25 +66,44 @@ class Ledger:
             return True
 
     def arrived(self, chunk_id: str) -> None:
-        """The chunk is here, complete."""
+        """The chunk is here, complete, in the place of whatever was left of it."""
         with self._changed:
             self._held[chunk_id] = self._arriving.pop(chunk_id)
+            self._used_bytes -= self._stuck.pop(chunk_id, 0)
             self._changed.notify_all()
 
     def abandoned(self, chunk_id: str, *, cleared: bool) -> None:
         """The chunk did not come; what was written of it is gone, or could not be cleared."""
         with self._changed:
-            size = self._arriving.pop(chunk_id)
+            size = self._arriving.pop(chunk_id) + self._stuck.pop(chunk_id, 0)
             if cleared:
                 self._used_bytes -= size
             else:
-                self._stuck_bytes += size
+                self._stuck[chunk_id] = size
             self._changed.notify_all()
+
+    def stuck(self) -> set[str]:
+        """Ids of which something may be left that could not be cleared away."""
+        with self._changed:
+            return set(self._stuck)
+
+    def clear_stuck(self, clear: Callable[[str], bool]) -> None:
+        """Clear away what could not be before; `clear` says whether it could."""
+        with self._changed:
+            again = self._stuck.keys() - self._arriving.keys()
+            self._arriving |= {chunk_id: self._stuck.pop(chunk_id) for chunk_id in again}
+        for chunk_id in sorted(again):
+            self.abandoned(chunk_id, cleared=clear(chunk_id))
 
     def require(self, chunk_id: str) -> None:
         """Raise ChunkNotFound unless the chunk is held."""
         if chunk_id not in self._held:
             raise ChunkNotFound(f"tier {self.tier} does not hold chunk {chunk_id}")
+
+    def size_bytes(self, chunk_id: str) -> int:
+        """Bytes of a chunk that is held."""
+        with self._changed:
+            return self._held[chunk_id]
 
     def forget(self, chunk_id: str) -> int:
         """The chunk's bytes are gone; how many they were, 0 where it was not held."""
@@ -96,7 +115,7 @@ class Ledger:
     def faults(self) -> list[str]:
         """Where the books do not add up."""
         with self._changed:
-            booked = sum(self._held.values()) + sum(self._arriving.values()) + self._stuck_bytes
+            booked = sum(self._held.values()) + sum(self._arriving.values()) + sum(self._stuck.values())
             faults = []
             if booked != self._used_bytes:
                 faults.append(f"tier {self.tier}: {booked} bytes listed, {self._used_bytes} booked")

@@ -40,7 +40,13 @@ class ResidentTier:
         free = self.capacity_bytes - self.used_bytes
         if chunk.nbytes > free:
             raise CapacityError(f"tier {self.name}: {chunk.nbytes} bytes asked, {free} bytes free")
-        self._chunks[chunk.id] = chunk.to(self.device)
+        try:
+            self._chunks[chunk.id] = chunk.copy_to(self.device)
+        except torch.OutOfMemoryError as fault:
+            raise CapacityError(
+                f"tier {self.name}: {chunk.nbytes} bytes asked, {free} of capacity_bytes = {self.capacity_bytes} "
+                f"free, but {self.device} has no memory left; lower capacity_bytes: {fault}"
+            ) from fault
         self.used_bytes += chunk.nbytes
 
     def get(self, chunk_id: str) -> KVChunk:

@@ -86,6 +86,8 @@ class _Books:
 class SlabTier:
     """See `Tier`. `used_bytes` counts whole grains, and chunks that were removed while they are being read."""
 
+    verifies = False
+
     def __init__(self, name: str, slab: Slab) -> None:
         self.name, self._slab = name, slab
         self._books = _Books(Extents(slab.nbytes, GRAIN_BYTES))
@@ -142,8 +144,7 @@ class SlabTier:
         if chunk.id in self:
             return
         reader, extent = self._books.loose.pop(place)
-        bare = chunk.encoded.over(chunk.encoded.payload_LN.to("meta"))
-        self._books.held[chunk.id] = _Held(replace(chunk, encoded=bare), extent, reader)
+        self._books.held[chunk.id] = _Held(chunk.bare(), extent, reader)
 
     def put(self, chunk: KVChunk) -> None:
         """See `Tier.put`; a copy on the current stream, or by this thread."""
@@ -173,6 +174,11 @@ class SlabTier:
         like = held.chunk.encoded.payload_LN
         payload_LN = self._slab.tensor(span)[: like.nbytes].view(like.shape)
         return replace(held.chunk, encoded=held.chunk.encoded.over(payload_LN))
+
+    def lent(self, chunk_id: str) -> bool:
+        """See `Lends.lent`."""
+        held = self._books.held.get(chunk_id)
+        return held is not None and held.reader() is not None
 
     def remove(self, chunk_id: str) -> None:
         """Forget the chunk; its bytes are free at once, or as soon as nobody reads them."""
