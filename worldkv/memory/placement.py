@@ -42,6 +42,8 @@ class TierRules:
     shares: Shares = field(default_factory=Shares)
     keeps_copies: bool = False
     """Whether what is promoted stays here too; a tier that outlives the process should."""
+    keeps_released: bool = False
+    """Whether what nobody holds any more stays here, for a later process, until its room is needed."""
 
 
 class Placement:

@@ -338,3 +338,20 @@ def test_openmp_waits_passively_unless_the_user_wants_otherwise(worldkv, monkeyp
     monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
     worldkv("--help")
     assert os.environ["OMP_WAIT_POLICY"] == used
+
+
+def test_a_rollout_that_remembers_tells_what_its_tiers_held_and_what_stays(worldkv, tiny_rooms, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "pin_faults", lambda memory: ["tier host: 0 of 9 bytes pinned, then: [304]"])
+    tier = f"memory.tiers=[{{name: durable, capacity_mib: 1, url: {tmp_path / 'chunks'}}}]"
+    words = ("policies=worldkv", "trajectory.video_frames=18", f"output.folder={tmp_path / 'run'}", tier)
+    said = worldkv("rollout", *RUN, *(word for text in words for word in ("--set", text)))
+    assert said.code == 0
+    assert re.search(r"3 lookups of remembered chunks", said.out)
+    assert re.search(r"durable +│ +0\.0 +│ +1 +│ +3 +│ +3 +│ 0 ", said.out)
+    assert f"kept     3 chunks in {tmp_path / 'chunks'}" in said.out
+    assert "warning: tier host: 0 of 9 bytes pinned, then: [304]" in said.err.splitlines()
+    assert max(map(len, said.out.splitlines())) <= 80 + len(str(tmp_path))
+
+
+def test_a_rollout_that_remembers_nothing_says_nothing_of_memory(rollout):
+    assert "lookups" not in rollout().out
