@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
 
 from worldkv.config import MemoryConfig, TierConfig
 from worldkv.geometry import KVGeometry
+from worldkv.memory.crossing import Crossing
 from worldkv.memory.detail import Ladder, parse_detail
 from worldkv.memory.eviction import EVICTION_POLICIES
+from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.placement import TierRules
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tenants import Share, Shares
@@ -19,6 +22,7 @@ from worldkv.memory.tiers.disk import DiskTier
 from worldkv.memory.tiers.durable import open_durable_tier
 from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.tiers.resident import ResidentTier
+from worldkv.memory.tiers.slab import SlabTier
 from worldkv.models.base import WorldModel
 from worldkv.runs.memory_check import MIB, at_key
 
@@ -37,7 +41,10 @@ def open_memory(config: MemoryConfig, model: WorldModel) -> ChunkMemory:
             opened.callback(tiers[-1].close)
             if not tier.keeps:
                 _empty(tiers[-1])
-        memory = ChunkMemory(tiers, model.epoch, [_rules(config, tier, model.geometry) for tier in config.tiers])
+        mover = VerifyingMover(_link(tiers, model.device))
+        opened.callback(mover.close)
+        rules = [_rules(config, tier, model.geometry) for tier in config.tiers]
+        memory = ChunkMemory(tiers, model.epoch, rules, mover)
         memory.adopt()
         opened.pop_all()
         return memory
@@ -66,6 +73,12 @@ def _open(config: TierConfig, device: torch.device) -> Tier:
     if config.name == "device":
         return DeviceTier.open(config.name, device, capacity_bytes)
     return HostTier.open(config.name, capacity_bytes)
+
+
+def _link(tiers: Sequence[Tier], device: torch.device) -> Crossing | None:
+    """Between the slabs of the device and of the host, where both are there."""
+    slabs = [tier for tier in tiers if isinstance(tier, SlabTier)]
+    return Crossing.open(device, *slabs) if len(slabs) == 2 else None
 
 
 def _empty(tier: Tier) -> None:

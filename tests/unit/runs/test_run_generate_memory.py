@@ -3,13 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from worldkv.config import RunConfig
+from worldkv.dataset import DatasetReader
 from worldkv.errors import ConfigError, OutputError
 from worldkv.memory.chunk import KVChunk
+from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.disk import DiskTier
+from worldkv.memory.tiers.host import HostTier
 from worldkv.runs import generate as runs
+from worldkv.runs import memory as run_memory
 
 
 @pytest.fixture
@@ -102,3 +108,39 @@ def test_host_memory_that_was_not_pinned_is_told_once(with_tier, monkeypatch):
     monkeypatch.setattr(runs, "pin_faults", lambda memory: ["tier host: 0 of 9 bytes pinned"])
     runs.generate(with_tier("disk", "batch_sessions=1"), warn=told.append)
     assert told == ["tier host: 0 of 9 bytes pinned"]
+
+
+def frames_of(config: RunConfig) -> list[np.ndarray]:
+    runs.generate(config)
+    return [episode.frames_FHWC for episode in DatasetReader.open(config.output.folder / "dataset")]
+
+
+@pytest.fixture(params=["plain", "slabs"])
+def tight(request, monkeypatch) -> None:
+    """A MiB is room for five chunks; device and host as they are on the CPU, or as CUDA has them, over plain memory."""
+
+    def slab(name: str, device: torch.device, capacity_bytes: int, *, verifies: bool) -> DeviceTier | HostTier:
+        if name == "device":
+            return DeviceTier.open(name, device, capacity_bytes)
+        return HostTier.open(name, capacity_bytes, headroom=lambda: None)
+
+    monkeypatch.setattr(run_memory, "MIB", 5 * (4096 if request.param == "slabs" else 2240))
+    if request.param == "slabs":
+        monkeypatch.setattr(run_memory, "ResidentTier", slab)
+
+
+def test_a_run_shows_the_same_however_small_its_tiers_are(config, tmp_path, tight):
+    near = "{name: device, capacity_mib: 1}, {name: host, capacity_mib: 1}"
+    far = (
+        f"{{name: disk, capacity_mib: 1, folder: {tmp_path / 'disk'}}}, "
+        f"{{name: durable, capacity_mib: 9, url: {tmp_path / 'durable'}}}"
+    )
+    words = ("policies=worldkv", "worlds.count=2", "trajectory.video_frames=36", "output.lossless=true")
+    small = config("small", *words, f"memory.tiers=[{near}, {far}]")
+    done = runs.generate(small)
+    assert all(tier.chunks for tier in done.memory.tiers)
+    assert all(tier.hits for tier in done.memory.tiers[:2])
+    assert done.memory.hits == done.memory.lookups > 0
+    assert [tier.used_bytes for tier in done.left.tiers[:3]] == [0, 0, 0]
+    episodes = DatasetReader.open(small.output.folder / "dataset")
+    np.testing.assert_array_equal([e.frames_FHWC for e in episodes], frames_of(config("roomy", *words)))

@@ -17,6 +17,7 @@ from worldkv.errors import ConfigError, OutputError, TransferError, WorldKVError
 from worldkv.geometry import KVGeometry
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
+from worldkv.memory.crossing import Crossing
 from worldkv.memory.policy import parse_policy
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.disk import DiskTier
@@ -333,8 +334,11 @@ def test_what_is_kept_makes_way_for_new_chunks(make_config):
     memory.close()
 
 
-def test_with_cuda_the_near_tiers_are_slabs_of_the_whole_capacity(make_config, monkeypatch):
-    made = []
+@pytest.fixture
+def as_on_cuda(monkeypatch) -> list[tuple[object, ...]]:
+    """Slabs and the link between them as CUDA has them, over plain memory; what they were opened with."""
+    made: list[tuple[object, ...]] = []
+    link = Crossing.open
 
     def device(name: str, device: torch.device, capacity_bytes: int) -> DeviceTier:
         made.append((name, device, capacity_bytes))
@@ -344,10 +348,37 @@ def test_with_cuda_the_near_tiers_are_slabs_of_the_whole_capacity(make_config, m
         made.append((name, capacity_bytes))
         return HostTier(name, memoryview(bytearray(capacity_bytes)))
 
+    def crossing(device: torch.device, near: DeviceTier, far: HostTier) -> Crossing:
+        made.append(("link", device, near.name, far.name))
+        return link(MODEL.device, near, far)
+
     monkeypatch.setattr(DeviceTier, "open", device)
     monkeypatch.setattr(HostTier, "open", host)
-    open_memory(make_config(ALL[:2]).memory, ON_CUDA).close()
-    assert made == [("device", ON_CUDA.device, 64 * MIB), ("host", 65 * MIB)]
+    monkeypatch.setattr(Crossing, "open", crossing)
+    return made
+
+
+def test_with_cuda_the_near_tiers_are_slabs_of_the_whole_capacity_with_a_link(make_config, as_on_cuda):
+    cuda = ON_CUDA.device
+    memory = open_memory(make_config().memory, ON_CUDA)
+    assert as_on_cuda == [("device", cuda, 64 * MIB), ("host", 65 * MIB), ("link", cuda, "device", "host")]
+    chunk = new_chunk()
+    memory.admit(chunk)
+    for level in range(4):
+        assert [len(tier) for tier in memory.tiers] == [at == level for at in range(4)]
+        memory.demote([chunk.id])
+    (found,) = memory.fetch([chunk.id])
+    assert found.to_bytes() == chunk.to_bytes()
+    assert [tier.hits for tier in memory.stats().tiers] == [0, 0, 0, 1]
+    del found
+    assert memory.check_integrity() == []
+    memory.close()
+
+
+@pytest.mark.parametrize("tiers", [ALL[:1], ALL[1:2]])
+def test_one_slab_alone_needs_no_link(make_config, as_on_cuda, tiers):
+    open_memory(make_config(tiers).memory, ON_CUDA).close()
+    assert len(as_on_cuda) == 1
 
 
 def test_memory_that_could_not_be_pinned_is_told_with_what_to_do(make_config):
