@@ -81,6 +81,7 @@ def generate(
     chunks = run_worlds.check(config, model)
     memory_check.check(config, model, policies, chunks)
     run_folder.check(config, resume=resume)
+    progress("opening the memory", 0, 1)
     with closing(open_memory(config.memory, model)) as memory:
         folder = run_folder.claim(config, resume=resume)
         schema, provenance = _schema(config, model, policies), _provenance(model)

@@ -355,3 +355,29 @@ def test_a_rollout_that_remembers_tells_what_its_tiers_held_and_what_stays(world
 
 def test_a_rollout_that_remembers_nothing_says_nothing_of_memory(rollout):
     assert "lookups" not in rollout().out
+
+
+@pytest.mark.parametrize(
+    ("tier", "fault"),
+    [
+        (
+            "{name: disk, capacity_mib: 9, folder: theirs}",
+            "error: memory.tiers.0.folder = theirs: tier disk: folder theirs",
+        ),
+        (
+            "{name: durable, capacity_mib: 9, url: 'nope://x'}",
+            "error: memory.tiers.0.url = nope://x: tier durable: url",
+        ),
+        ("{name: disk, capacity_mib: 9, folder: run/chunks}", "error: memory.tiers.0.folder = run/chunks: lies in"),
+    ],
+)
+def test_a_memory_that_cannot_be_had_is_one_line_and_leaves_nothing(
+    worldkv, tiny_rooms, tmp_path, monkeypatch, tier, fault
+):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    said = worldkv("rollout", *RUN, "--set", f"memory.tiers=[{tier}]", "--set", "output.folder=run")
+    assert (said.code, said.out, said.err.count("error:")) == (2, "", 1)
+    assert said.err.splitlines()[-1].startswith(fault)
+    assert [path.name for path in tmp_path.rglob("*")] == ["theirs", "thesis.tex"]
