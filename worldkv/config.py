@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -74,20 +74,31 @@ class TrajectoryConfig(_Section):
         return self
 
 
-TIER_NAMES = ("device", "host", "disk")
+TIER_NAMES = ("device", "host", "disk", "durable")
 """Nearest first, which is the order in which a configuration lists them."""
-TierName = Literal["device", "host", "disk"]
+TierName = Literal["device", "host", "disk", "durable"]
+# Where a tier of this name lies, for those that are told.
+PLACES = {"disk": "folder", "durable": "url"}
+# A label of metrics, and part of each chunk's id.
+Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 class TierConfig(_Section):
     """One tier of the chunk memory."""
 
     name: TierName
-    """device: on the model's device; host: in host memory; disk: files in `folder`."""
+    """device: in the memory of the model's device; host: in host memory; disk: files in `folder`; durable: objects at
+    `url`. With CUDA, device and host are allocated whole when the run starts, and host is pinned in the background."""
     capacity_mib: int = Field(ge=1, strict=True)
     """Never passed."""
     folder: Path | None = None
     """Of tier disk: nobody else's, on a local disk."""
+    url: str | None = Field(None, min_length=1)
+    """Of tier durable: nobody else's. Any URL that fsspec opens, such as s3://bucket/worlds, or a folder."""
+    keep: bool | None = Field(None, strict=True)
+    """Of disk and durable. true: what lies here when the run ends stays until its room is needed, and a later run of
+    the same weights and tenant finds it; nothing is copied here for that. false: empty when a run starts and when it
+    ends, and so is a folder that another run kept. Not given: true for durable, false for disk."""
     eviction: Literal["lru", "cost", "pose"] = "lru"
     """What goes first: lru: unused for longest; cost: least worth its bytes; pose: what another kept chunk sees too."""
     high_watermark_ratio: float = Field(1.0, gt=0, le=1)
@@ -96,6 +107,16 @@ class TierConfig(_Section):
     """... down to here."""
     detail: tuple[str, ...] = ()
     """What chunks here are reduced to before one of them leaves, such as [int4, int4/keep=0.5]."""
+
+    @property
+    def keeps(self) -> bool:
+        """`keep`, or what holds where it is not given."""
+        return self.name == "durable" if self.keep is None else self.keep
+
+    @property
+    def outlives_the_process(self) -> bool:
+        """Whether its chunks lie where another process can find them."""
+        return self.name in PLACES
 
     @field_validator("detail")
     @classmethod
@@ -106,8 +127,11 @@ class TierConfig(_Section):
 
     @model_validator(mode="after")
     def _complete(self) -> TierConfig:
-        if (self.name == "disk") != (self.folder is not None):
-            raise ValueError("name: disk and folder go together; give both or neither")
+        for name, place in PLACES.items():
+            if (self.name == name) != (getattr(self, place) is not None):
+                raise ValueError(f"name: {name} and {place} go together; give both or neither")
+        if self.keep is not None and not self.outlives_the_process:
+            raise ValueError(f"keep = {self.keep}: only tiers {' and '.join(PLACES)} have it; leave it out")
         if self.low_watermark_ratio > self.high_watermark_ratio:
             raise ValueError(
                 f"low_watermark_ratio = {self.low_watermark_ratio} is above "
@@ -119,8 +143,8 @@ class TierConfig(_Section):
 class ShareConfig(_Section):
     """One tenant's part of one tier."""
 
-    tenant: str
-    """As sessions name it."""
+    tenant: Tenant
+    """The run's own, or, of a tier that keeps chunks, one whose chunks it may hold."""
     tier: TierName
     """One of those in `tiers`."""
     reserved_mib: int = Field(0, ge=0, strict=True)
@@ -128,10 +152,21 @@ class ShareConfig(_Section):
     limit_mib: int | None = Field(None, ge=1, strict=True)
     """Beyond it the tenant's own chunks make way for its new ones; none: the whole tier."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> ShareConfig:
+        if self.limit_mib is not None and self.limit_mib < self.reserved_mib:
+            raise ValueError(
+                f"limit_mib = {self.limit_mib}: must be at least reserved_mib = {self.reserved_mib}; "
+                "raise it or reserve less"
+            )
+        return self
+
 
 class MemoryConfig(_Section):
-    """The chunk memory that all sessions of a batch share."""
+    """The chunk memory that all sessions of a run share."""
 
+    tenant: Tenant = "default"
+    """Who owns the run's sessions. The tenant is part of every chunk's id: no tenant finds another's chunks."""
     tiers: tuple[TierConfig, ...] = (
         TierConfig(name="device", capacity_mib=1024),
         TierConfig(name="host", capacity_mib=4096),
@@ -141,23 +176,28 @@ class MemoryConfig(_Section):
     """Who may use how much; a tenant that is not named has nothing reserved and no limit."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> MemoryConfig:
+    def _in_order(self) -> MemoryConfig:
         names = [tier.name for tier in self.tiers]
         if not names or names != [name for name in TIER_NAMES if name in names]:
             raise ValueError(
                 f"tiers = [{', '.join(names)}]: list at least one of {', '.join(TIER_NAMES)}, "
                 "each once and in this order"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shared(self) -> MemoryConfig:
+        tiers = {tier.name: tier for tier in self.tiers}
         for place, share in enumerate(self.shares):
-            if share.tier not in names:
-                raise ValueError(f"shares.{place}.tier = {share.tier!r}: must be one of the tiers, {', '.join(names)}")
-            if share.limit_mib is not None and share.limit_mib < share.reserved_mib:
+            if share.tier not in tiers:
+                raise ValueError(f"shares.{place}.tier = {share.tier!r}: must be one of the tiers, {', '.join(tiers)}")
+            if share.tenant != self.tenant and not tiers[share.tier].keeps:
                 raise ValueError(
-                    f"shares.{place}.limit_mib = {share.limit_mib}: must be at least "
-                    f"reserved_mib = {share.reserved_mib}"
+                    f"shares.{place}.tenant = {share.tenant!r}: unknown in tier {share.tier}, which holds chunks of "
+                    f"tenant = {self.tenant!r} alone; name that one, or leave the share out"
                 )
         if len({(share.tenant, share.tier) for share in self.shares}) < len(self.shares):
-            raise ValueError("shares: each tenant once per tier")
+            raise ValueError("shares: each tenant once per tier; leave out one of two equal ones")
         for tier in self.tiers:
             reserved = sum(share.reserved_mib for share in self.shares if share.tier == tier.name)
             if reserved > tier.capacity_mib:
@@ -284,7 +324,7 @@ def _first_fault(fault: ValidationError) -> str:
         text = f"{key}: {first['msg'].removeprefix('Value error, ')}"
     else:
         # YAML knows lists and no tuples.
-        allowed = first["msg"].replace("Input should be", "must be").replace("tuple", "list")
+        allowed = first["msg"].replace("Input should", "must").replace("String should", "must").replace("tuple", "list")
         text = f"{key} = {first['input']!r}: {allowed}"
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 

@@ -5,7 +5,7 @@ All fields are plain numbers, strings, dicts and tuples of these: `dataclasses.a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MISS_REASONS = ("cold", "evicted", "quota", "late", "corrupt", "stale_epoch")
 """cold: never admitted by this tenant. evicted, quota: was here and had to go, for others or for its tenant's limit.
@@ -65,3 +65,13 @@ class MemoryStats:
     tiers: tuple[TierStats, ...] = ()
     tenants: tuple[TenantStats, ...] = ()
     """Per tenant and tier."""
+
+    def at_fullest(self, earlier: MemoryStats | None) -> MemoryStats:
+        """These counters, with each tier as full as it is now or was in `earlier`, whichever is more."""
+        if earlier is None:
+            return self
+        tiers = (
+            replace(now, chunks=max(now.chunks, was.chunks), used_bytes=max(now.used_bytes, was.used_bytes))
+            for now, was in zip(self.tiers, earlier.tiers, strict=True)
+        )
+        return replace(self, tiers=tuple(tiers))

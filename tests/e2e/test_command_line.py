@@ -3,6 +3,7 @@ tests/unit/cli and tests/unit/runs."""
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -93,6 +94,20 @@ def test_a_rollout_makes_a_run_folder_and_says_what_is_in_it(finished):
     (figures,) = json.loads((folder / "summary.json").read_text())["policies"]
     assert figures["policy"] == "worldkv"
     assert figures["psnr_mean_db"] > 20
+
+
+def test_the_tiers_example_moves_chunks_through_all_tiers_and_keeps_some_for_the_next_run(tmp_path):
+    words = ("rollout", ROOT / "configs/tiers.yaml", "--set", "worlds.count=2", "--set", "sampling.denoise_steps=1")
+    for run in ("first", "second"):
+        process = worldkv(*words, "--set", f"output.folder={run}", cwd=tmp_path)
+        assert process.returncode == 0, process.stderr
+        hits = dict(re.findall(r"(device|host|disk|durable) +│[^│]+│[^│]+│[^│]+│ +(\d+) │", process.stdout))
+        assert list(hits) == ["device", "host", "disk", "durable"]
+        assert int(hits["device"]) > 0 < int(hits["durable"])
+        kept = re.search(r"kept     (\d+) chunks in runs/tiers-durable", process.stdout)
+        assert kept is not None
+        assert len(list((tmp_path / "runs/tiers-durable").glob("??/*.wkv"))) == int(kept[1]) > 0
+        assert list((tmp_path / "runs/tiers-disk").glob("??/*.wkv")) == []
 
 
 def test_inspect_verifies_what_a_rollout_made(finished):

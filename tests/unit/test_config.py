@@ -11,6 +11,7 @@ from worldkv.models.rooms.layout import UNTRAINED_SEEDS
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "default_config.yaml"
 DEVICE, HOST = "{name: device, capacity_mib: 8}", "{name: host, capacity_mib: 9}"
+DISK, DURABLE = "{name: disk, capacity_mib: 10, folder: d}", "{name: durable, capacity_mib: 11, url: 's3://b/w'}"
 CHECKED_IN = sorted((ROOT / "configs").glob("*"))
 
 
@@ -102,7 +103,7 @@ def test_an_unknown_key_is_refused_and_the_allowed_ones_are_named(write, text, w
         ("output.lossless=perhaps", r"output\.lossless = 'perhaps': must be a valid boolean"),
         ("worlds=3", r"worlds = 3: must be a section with keys count, first_seed"),
         ("memory.tiers=[{name: host}]", r"memory\.tiers\.0\.capacity_mib: missing; keys here are name, capacity_mib"),
-        ("memory.tiers=[]", r"memory: tiers = \[\]: list at least one of device, host, disk"),
+        ("memory.tiers=[]", r"memory: tiers = \[\]: list at least one of device, host, disk, durable"),
         (
             "memory.tiers=[{name: host, capacity_mib: 0}]",
             r"tiers\.0\.capacity_mib = 0: must be greater than or equal to 1",
@@ -112,7 +113,7 @@ def test_an_unknown_key_is_refused_and_the_allowed_ones_are_named(write, text, w
         ("memory.tiers=[{name: disk, capacity_mib: 9}]", r"memory\.tiers\.0: name: disk and folder go together"),
         (
             "memory.tiers=[{name: nvme, capacity_mib: 9}]",
-            r"tiers\.0\.name = 'nvme': must be 'device', 'host' or 'disk'",
+            r"tiers\.0\.name = 'nvme': must be 'device', 'host', 'disk' or 'durable'",
         ),
         (
             "memory.tiers=[{name: host, capacity_mib: 9, high_watermark_ratio: 0.5, low_watermark_ratio: 0.6}]",
@@ -127,20 +128,44 @@ def test_an_unknown_key_is_refused_and_the_allowed_ones_are_named(write, text, w
             "detail 'int4/some': expected a codec alone, or with /keep=0.5",
         ),
         (
-            "memory.shares=[{tenant: a, tier: disk}]",
+            "memory.shares=[{tenant: default, tier: disk}]",
             r"memory: shares\.0\.tier = 'disk': must be one of the tiers, device, host",
         ),
         (
+            "memory.shares=[{tenant: defualt, tier: host}]",
+            r"memory: shares\.0\.tenant = 'defualt': unknown in tier host, which holds chunks of tenant = 'default' "
+            "alone; name that one, or leave the share out",
+        ),
+        ("memory.tenant=a b", r"memory\.tenant = 'a b': must match pattern"),
+        ("memory.tenant=", r"memory\.tenant = None: must be a valid string"),
+        (
             "memory.shares=[{tenant: a, tier: host, reserved_mib: 9, limit_mib: 8}]",
-            r"memory: shares\.0\.limit_mib = 8: must be at least reserved_mib = 9",
+            r"memory\.shares\.0: limit_mib = 8: must be at least reserved_mib = 9; raise it or reserve less",
         ),
         (
-            "memory.shares=[{tenant: a, tier: host}, {tenant: a, tier: host}]",
+            "memory.shares=[{tenant: default, tier: host}, {tenant: default, tier: host}]",
             "memory: shares: each tenant once per tier",
         ),
         (
-            "memory.shares=[{tenant: a, tier: host, reserved_mib: 3000}, {tenant: b, tier: host, reserved_mib: 3000}]",
-            "shares: 6000 MiB of tier host are reserved, but its capacity_mib = 4096: reserve less or raise it",
+            "memory.shares=[{tenant: default, tier: host, reserved_mib: 5000}]",
+            "shares: 5000 MiB of tier host are reserved, but its capacity_mib = 4096: reserve less or raise it",
+        ),
+        (
+            f"memory.tiers=[{DURABLE}, {DISK}]",
+            r"tiers = \[durable, disk\]: list .* each once and in this order",
+        ),
+        ("memory.tiers=[{name: durable, capacity_mib: 9}]", r"memory\.tiers\.0: name: durable and url go together"),
+        (
+            "memory.tiers=[{name: host, capacity_mib: 9, url: x}]",
+            r"memory\.tiers\.0: name: durable and url go together",
+        ),
+        (
+            "memory.tiers=[{name: durable, capacity_mib: 9, url: ''}]",
+            r"memory\.tiers\.0\.url = '': must have at least 1 character",
+        ),
+        (
+            "memory.tiers=[{name: host, capacity_mib: 9, keep: true}]",
+            r"memory\.tiers\.0: keep = True: only tiers disk and durable have it; leave it out",
         ),
         ("policies=7", r"policies = 7: must be a valid list"),
         ("policies=[]", "policies: at least one policy is needed"),
@@ -232,3 +257,23 @@ def test_worlds_that_served_in_training_are_refused():
     assert load(None, [f"worlds.first_seed={last}", "worlds.count=2"]).worlds.count == 2
     with pytest.raises(ConfigError, match="served in training"):
         load(None, [f"worlds.first_seed={last}", "worlds.count=3"])
+
+
+def test_tiers_reach_from_the_device_to_a_durable_store():
+    tiers = load(None, [f"memory.tiers=[{DEVICE}, {HOST}, {DISK}, {DURABLE}]"]).memory.tiers
+    assert [tier.name for tier in tiers] == ["device", "host", "disk", "durable"]
+    assert (tiers[2].folder, tiers[3].url) == (Path("d"), "s3://b/w")
+
+
+def test_a_durable_tier_keeps_its_chunks_and_a_disk_tier_does_not_unless_told():
+    tiers = load(None, [f"memory.tiers=[{DEVICE}, {HOST}, {DISK}, {DURABLE}]"]).memory.tiers
+    assert [tier.keeps for tier in tiers] == [False, False, False, True]
+    disk, durable = DISK.replace("}", ", keep: true}"), DURABLE.replace("}", ", keep: false}")
+    assert [tier.keeps for tier in load(None, [f"memory.tiers=[{disk}, {durable}]"]).memory.tiers] == [True, False]
+
+
+def test_a_tier_that_keeps_chunks_may_hold_those_of_other_tenants():
+    shares = "memory.shares=[{tenant: a, tier: durable, reserved_mib: 6}, {tenant: b, tier: durable, reserved_mib: 5}]"
+    assert len(load(None, [f"memory.tiers=[{DURABLE}]", shares]).memory.shares) == 2
+    with pytest.raises(ConfigError, match="shares: 12 MiB of tier durable are reserved, but its capacity_mib = 11"):
+        load(None, [f"memory.tiers=[{DURABLE}]", shares.replace("5", "6")])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 LOG_EVERY_SECONDS = 15.0
 BAR_CELLS = 24
@@ -32,6 +33,11 @@ class Bar:
         elif time.monotonic() - self._last_line >= LOG_EVERY_SECONDS:
             self._last_line = time.monotonic()
             self._console.print(f"{at / self.total:4.0%}  {name}", highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line that stays."""
+        line = Text.assemble(("warning:", "bold yellow"), " ", " ".join(text.split()))
+        self._console.print(line, soft_wrap=True)
 
     def advance(self) -> None:
         """One part is finished."""

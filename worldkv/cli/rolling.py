@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from worldkv.config import RunConfig
     from worldkv.results import RunResult
     from worldkv.runs.generate import Generated
+    from worldkv.stats import MemoryStats
 
 
 def rollout(
@@ -53,16 +57,16 @@ def _run(config: RunConfig, resume: bool, command: str) -> None:
         from worldkv.runs import folder as run_folder
         from worldkv.runs import generate
 
-        done = generate.generate(config, resume=resume, progress=progress.step)
+        done = generate.generate(config, resume=resume, progress=progress.step, warn=progress.warn)
         progress.step("writing the report", 1, 1)
         result = generate.collect(done.folder, config, command)
         write_report(result, done.folder)
         run_folder.write_text(done.folder / run_folder.SUMMARY, generate.summary(result))
         progress.advance()
-    _tell(done, result)
+    _tell(done, result, config)
 
 
-def _tell(done: Generated, result: RunResult) -> None:
+def _tell(done: Generated, result: RunResult, config: RunConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -84,7 +88,11 @@ def _tell(done: Generated, result: RunResult) -> None:
         )
     console = Console()
     console.print(table)
+    if done.memory.lookups:
+        console.print(_memory_table(done.memory))
     for line in (
+        *_moved(done),
+        *_kept(done.left, config),
         f"made     {_made(done)}",
         f"watch    {done.folder}/video.mp4",
         f"read     {done.folder}/report.html",
@@ -93,6 +101,44 @@ def _tell(done: Generated, result: RunResult) -> None:
         "measure  worldkv eval",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _memory_table(stats: MemoryStats) -> Table:
+    """What each tier held and gave; a miss in one is a lookup of the next."""
+    from rich.table import Table
+
+    table = Table(title=f"{_count(stats.lookups, 'lookup')} of remembered chunks", title_justify="left")
+    table.add_column("tier", no_wrap=True)
+    for name in ("held MiB", "of MiB", "chunks", "hits"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("misses", overflow="fold")
+    for tier in stats.tiers:
+        table.add_row(
+            tier.name,
+            f"{tier.used_bytes / 2**20:.1f}",
+            f"{tier.capacity_bytes / 2**20:.0f}",
+            str(tier.chunks),
+            str(tier.hits),
+            _reasons(tier.misses),
+        )
+    table.add_section()
+    table.add_row("memory", "", "", "", str(stats.hits), _reasons(stats.misses))
+    return table
+
+
+def _reasons(misses: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in misses.items() if number) or "0"
+
+
+def _moved(done: Generated) -> list[str]:
+    down, up, lost = done.memory.demoted, done.memory.promoted, done.memory.dropped
+    return [f"moved    {_count(down, 'chunk')} down, {up} up, {lost} out"] if down + up + lost else []
+
+
+def _kept(left: MemoryStats, config: RunConfig) -> list[str]:
+    """Where a later run finds chunks again."""
+    places = [(tier, held) for tier, held in zip(config.memory.tiers, left.tiers, strict=True) if held.chunks]
+    return [f"kept     {_count(held.chunks, 'chunk')} in {tier.folder or tier.url}" for tier, held in places]
 
 
 def _made(done: Generated) -> str:

@@ -31,6 +31,8 @@ class TierRules:
     """What it takes to read a chunk here, for tiers that weigh whether to send it here."""
     keeps_copies: bool = False
     """Whether what is promoted stays here too; a tier that outlives the process should."""
+    keeps_released: bool = False
+    """Whether what nobody holds any more stays here, for a later process, until its room is needed."""
 
 
 class Room:

@@ -116,7 +116,7 @@ class ChunkMemory:
             entry.references, entry.found = entry.references + 1, False
 
     def release(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:
-        """Give back one reference on each; a chunk nobody holds any more is gone, from every tier.
+        """Give back one reference on each; a chunk nobody holds any more is gone, but from tiers that keep such ones.
 
         Raises ChunkNotFound for a chunk on which nobody has a reference.
         """
@@ -313,7 +313,10 @@ class ChunkMemory:
 
     def _forget_unless_wanted(self, entries: Iterable[Entry]) -> None:
         for entry in dict.fromkeys(entries):
-            if not entry.wanted and entry.names:
-                for level in list(entry.copies):
+            if entry.wanted or not entry.names:
+                continue
+            for level in list(entry.copies):
+                if not self.rules[level].keeps_released:
                     self._placement.remove(entry, level, "evicted")
-                self._catalogue.forget(entry)
+            entry.found = bool(entry.copies)  # what stays, stays as if found at a start
+            self._placement.settle(entry)

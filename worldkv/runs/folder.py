@@ -17,6 +17,7 @@ import yaml
 
 from worldkv.dataset.durable import publish, remove_file, write_file
 from worldkv.errors import OutputError
+from worldkv.writable import check_writable
 
 if TYPE_CHECKING:
     from worldkv.config import RunConfig
@@ -27,12 +28,13 @@ TIMINGS = "timings.json"
 SUMMARY = "summary.json"
 
 
-def claim(config: RunConfig, *, resume: bool) -> Path:
-    """Make the run's folder, or with `resume` take up the one that holds this very run.
-
-    Raises OutputError when it cannot be written, or holds another run or anything else; it is then as before.
-    """
+def check(config: RunConfig, *, resume: bool) -> None:
+    """Raise what `claim` would, as far as that can be known without writing."""
     folder = config.output.folder
+    try:
+        check_writable(folder)
+    except OSError as fault:
+        raise _unusable(folder, fault) from fault
     held = _held(folder)
     if held is not None and not resume:
         raise OutputError(
@@ -43,27 +45,45 @@ def claim(config: RunConfig, *, resume: bool) -> Path:
             f"{folder}: holds another run ({difference}), which is left as it is; "
             "remove it, or choose another with --set output.folder=..."
         )
+
+
+def claim(config: RunConfig, *, resume: bool) -> Path:
+    """Make the run's folder, or with `resume` take up the one that holds this very run.
+
+    Raises OutputError when it cannot be written, or holds another run or anything else; it is then as before.
+    """
+    check(config, resume=resume)
+    folder = config.output.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise _unusable(folder, fault) from fault
     write_text(folder / CONFIG, config.to_yaml())
     return folder
 
 
 def _held(folder: Path) -> str | None:
-    """The configuration that the folder, made if need be, was claimed for; None when it is empty."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; choose another output.folder")
+    """The configuration that the folder was claimed for; None when it is empty or not there."""
+    if not folder.exists():
+        return None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # What a kill leaves while the very first file is written counts as nothing.
         there = sorted(path.name for path in folder.iterdir() if path.name != _partial(folder / CONFIG).name)
         held = (folder / CONFIG).read_text() if CONFIG in there else None
     except (OSError, UnicodeDecodeError) as fault:
-        reason = getattr(fault, "strerror", None) or fault
-        raise OutputError(f"{folder}: cannot be used as output folder: {reason}") from fault
+        raise _unusable(folder, fault) from fault
     if held is None and there:
         raise OutputError(
             f"{folder}: holds {there[0]}, which is no run's; choose an empty or new one with --set output.folder=..."
         )
     return held
+
+
+def _unusable(folder: Path, fault: OSError | UnicodeDecodeError) -> OutputError:
+    reason = getattr(fault, "strerror", None) or fault
+    return OutputError(
+        f"{folder}: cannot be used as output folder: {reason}; choose another with --set output.folder=..."
+    )
 
 
 def _difference(held: str, config: RunConfig) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,18 +19,23 @@ from worldkv.dataset import DatasetReader, DatasetSchema, DatasetWriter, Encoder
 from worldkv.denoise import noise_levels
 from worldkv.errors import ConfigError
 from worldkv.memory.policy import MemoryPolicy, parse_policy
+from worldkv.memory.store import ChunkMemory
 from worldkv.models.rooms.model import SHIPPED_WEIGHTS, RoomsModel
 from worldkv.report.figures import policy_figures
 from worldkv.results import RunResult, WorldTruth
-from worldkv.rollout import StageSeconds, rollout
+from worldkv.rollout import ChunkRecord, StageSeconds, rollout
 from worldkv.runs import folder as run_folder
-from worldkv.runs import memory as run_memory
+from worldkv.runs import memory_check
 from worldkv.runs import worlds as run_worlds
 from worldkv.runs.episodes import ACTION_NAMES, SCALARS, TRUTH_VIDEO, to_episode, to_worlds
-from worldkv.session import open_session
+from worldkv.runs.memory import open_memory, pin_faults
+from worldkv.session import Session, open_session
+from worldkv.stats import MemoryStats
 
 Progress = Callable[[str, int, int], None]
 """(what is in work, chunks done, chunks in all)"""
+Warn = Callable[[str], None]
+"""(what does not go as it should, and what to do about it)"""
 
 
 def load_model(config: RunConfig) -> RoomsModel:
@@ -50,31 +56,43 @@ class Generated:
     """Episodes committed now."""
     kept: int
     """Episodes that were there already."""
+    memory: MemoryStats
+    """All lookups, and each tier as full as it was at the end of some batch."""
+    left: MemoryStats
+    """The memory at the end, when no session holds any chunk."""
 
 
 def generate(
-    config: RunConfig, *, resume: bool = False, progress: Progress = lambda name, done, total: None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    progress: Progress = lambda name, done, total: None,
+    warn: Warn = lambda text: None,
 ) -> Generated:
     """Roll out what the configuration asks for into its output folder.
 
     Committed episodes survive any interruption; `resume` continues after them. Whatever can be known to fail does
-    so before the folder is touched. Raises the errors of `run_folder.claim`, of loading weights and
-    trajectories, and OutputError on a full disk.
+    so before any folder is touched. Raises the errors of `run_folder.claim`, of loading weights and
+    trajectories, of `open_memory`, and OutputError on a full disk.
     """
     progress("loading the model", 0, 1)
     model = load_model(config)
     policies = [parse_policy(text) for text in config.policies]
     chunks = run_worlds.check(config, model)
-    run_memory.check(config.memory, model.geometry, policies)
-    folder = run_folder.claim(config, resume=resume)
-    schema, provenance = _schema(config, model, policies), _provenance(model)
-    with DatasetWriter.open(folder / run_folder.DATASET, schema, provenance=provenance, resume=resume) as writer:
-        work = _Work(config, model, policies, chunks, writer, folder, progress)
-        kept = len(writer.committed_keys)
-        for start in range(0, config.worlds.count, config.batch_sessions):
-            stop = min(start + config.batch_sessions, config.worlds.count)
-            work.batch([config.worlds.first_seed + i for i in range(start, stop)])
-        return Generated(folder, made=len(writer.committed_keys) - kept, kept=kept)
+    memory_check.check(config, model, policies, chunks)
+    run_folder.check(config, resume=resume)
+    progress("opening the memory", 0, 1)
+    with closing(open_memory(config.memory, model)) as memory:
+        folder = run_folder.claim(config, resume=resume)
+        schema, provenance = _schema(config, model, policies), _provenance(model)
+        with DatasetWriter.open(folder / run_folder.DATASET, schema, provenance=provenance, resume=resume) as writer:
+            work = _Work(config, model, policies, chunks, writer, memory, folder, progress, warn)
+            kept = len(writer.committed_keys)
+            for start in range(0, config.worlds.count, config.batch_sessions):
+                stop = min(start + config.batch_sessions, config.worlds.count)
+                work.batch([config.worlds.first_seed + i for i in range(start, stop)])
+            made = len(writer.committed_keys) - kept
+        return Generated(folder, made, kept, work.fullest or memory.stats(), memory.stats())
 
 
 @dataclass
@@ -87,10 +105,16 @@ class _Work:
     chunks: int
     """Of each rollout."""
     writer: DatasetWriter
+    memory: ChunkMemory
     folder: Path
     progress: Progress
+    warn: Warn
     done: int = 0
     """Chunks of each batch that is behind us."""
+    fullest: MemoryStats | None = None
+    """See `Generated.memory`."""
+    told: set[str] = field(default_factory=set)
+    """Warnings that were given."""
 
     def batch(self, seeds: Sequence[int]) -> None:
         """Roll these worlds out under every policy; whatever is committed already is not made again."""
@@ -119,32 +143,47 @@ class _Work:
         self.progress(what, self.done + chunks, self.chunks * len(self.policies) * batches)
 
     def _roll(self, worlds: Sequence[WorldTruth], policy: MemoryPolicy) -> list[Episode]:
-        config, model = self.config, self.model
-        memory = run_memory.open_memory(config.memory, model)
-        sessions = [
-            open_session(model, memory, policy, w.trajectory, seed=config.sampling.seed, rollout=w.seed) for w in worlds
-        ]
-        levels = noise_levels(config.sampling.denoise_steps, config.sampling.noise_shift)
-        given = [w.truth_FHWC[: w.given_frames] for w in worlds]
-        clock, made, seconds, mark = StageSeconds(), 0, 0.0, time.perf_counter()
-        where = f"world {worlds[0].seed}" + (f" to {worlds[-1].seed}" if len(worlds) > 1 else "")
-        records = []
-        for batch in rollout(model, sessions, levels=levels, given=given, clock=clock):
-            now = time.perf_counter()
-            if batch[0].generated:
-                made, seconds = made + sum(len(r.frames_FHWC) for r in batch), seconds + now - mark
-            mark = now
-            records.append(batch)
-            self._tell(f"{where}, {policy.name}", len(records))
-        for session in sessions:
-            session.close()
-        memory.close()
+        config, model, tenant = self.config, self.model, self.config.memory.tenant
+        seed, clock = config.sampling.seed, StageSeconds()
+        with ExitStack() as open_sessions:
+            sessions = []
+            for world in worlds:
+                where = (model, self.memory, policy, world.trajectory)
+                sessions.append(open_session(*where, seed=seed, rollout=world.seed, tenant=tenant))
+                open_sessions.callback(sessions[-1].close)
+            records, made, seconds = self._advance(worlds, policy, sessions, clock)
+            self._note_memory()
         self._time(policy, made, seconds, clock)
         facts = self._facts(policy)
         return [
             to_episode(world, [batch[b] for batch in records], fps=config.output.video_fps, facts=facts)
             for b, world in enumerate(worlds)
         ]
+
+    def _advance(
+        self, worlds: Sequence[WorldTruth], policy: MemoryPolicy, sessions: Sequence[Session], clock: StageSeconds
+    ) -> tuple[list[list[ChunkRecord]], int, float]:
+        """To the end of the trajectories: all chunks, video frames generated, and the seconds these took."""
+        sampling = self.config.sampling
+        levels = noise_levels(sampling.denoise_steps, sampling.noise_shift)
+        given = [w.truth_FHWC[: w.given_frames] for w in worlds]
+        where = f"world {worlds[0].seed}" + (f" to {worlds[-1].seed}" if len(worlds) > 1 else "")
+        made, seconds, mark, records = 0, 0.0, time.perf_counter(), []
+        for batch in rollout(self.model, sessions, levels=levels, given=given, clock=clock):
+            now = time.perf_counter()
+            if batch[0].generated:
+                made, seconds = made + sum(len(r.frames_FHWC) for r in batch), seconds + now - mark
+            mark = now
+            records.append(batch)
+            self._tell(f"{where}, {policy.name}", len(records))
+        return records, made, seconds
+
+    def _note_memory(self) -> None:
+        """While sessions still hold their chunks."""
+        self.fullest = self.memory.stats().at_fullest(self.fullest)
+        for fault in set(pin_faults(self.memory)) - self.told:
+            self.told.add(fault)
+            self.warn(fault)
 
     def _time(self, policy: MemoryPolicy, made: int, seconds: float, clock: StageSeconds) -> None:
         timings = run_folder.read_timings(self.folder)

@@ -1,65 +1,95 @@
-"""The chunk memory that a configuration asks for: checked first, allocated afterwards."""
+"""The chunk memory of a run, as `memory_check` found that it can be had."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 
 from worldkv.config import MemoryConfig, TierConfig
-from worldkv.errors import ConfigError
 from worldkv.geometry import KVGeometry
-from worldkv.memory.codec import CODECS
+from worldkv.memory.crossing import Crossing
 from worldkv.memory.detail import Ladder, parse_detail
 from worldkv.memory.eviction import EVICTION_POLICIES, Refetch
+from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.placement import TierRules
-from worldkv.memory.policy import MemoryPolicy
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tenants import Share, Shares
 from worldkv.memory.tier import Tier
+from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.disk import DiskTier
+from worldkv.memory.tiers.durable import open_durable_tier
+from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.tiers.resident import ResidentTier
+from worldkv.memory.tiers.slab import SlabTier
 from worldkv.models.base import WorldModel
+from worldkv.runs.memory_check import MIB, at_key
 
-MIB = 2**20
 # About as measured on two CPU cores (benchmarks/transfer_cpu_202611.md, disk_tier_cpu_202611.md): what eviction by cost
 # has to know is only that a disk takes many times as long as memory.
 REFETCH = {"host": Refetch(0.0, 7e9), "disk": Refetch(6e-4, 1e9)}
 
 
-def check(config: MemoryConfig, geometry: KVGeometry, policies: Sequence[MemoryPolicy]) -> None:
-    """Raise ConfigError where a tier could not hold what one window of a policy brings back. Allocates nothing."""
-    for policy in policies:
-        need = policy.retrieved_chunks * _chunk_bytes(geometry, policy)
-        for place, tier in enumerate(config.tiers):
-            if tier.capacity_mib * MIB < need:
-                raise ConfigError(
-                    f"memory.tiers.{place}.capacity_mib = {tier.capacity_mib}: tier {tier.name} is smaller than the "
-                    f"{policy.retrieved_chunks} chunks that one window of policy {policy.name} brings back; "
-                    f"give it at least {-(-need // MIB)}, or leave it out"
-                )
-
-
 def open_memory(config: MemoryConfig, model: WorldModel) -> ChunkMemory:
-    """An empty memory, but for chunks that a tier on disk holds from an earlier process.
+    """A memory that is empty but for what its tiers keep from an earlier process. Blocks for reading that.
 
-    Raises ConfigError, OutputError or TransferError where the disk's folder cannot be used.
+    Raises ConfigError where a tier cannot be had, OutputError where its folder cannot be used, TransferError where
+    what lies there cannot be read or removed; then nothing stays open.
     """
-    tiers = [_tier(tier, model) for tier in config.tiers]
-    memory = ChunkMemory(tiers, model.epoch, [_rules(config, tier, model.geometry) for tier in config.tiers])
-    memory.adopt()
-    return memory
+    with ExitStack() as opened:
+        tiers: list[Tier] = []
+        for place, tier in enumerate(config.tiers):
+            with at_key(place, tier):
+                tiers.append(_open(tier, model.device))
+            opened.callback(tiers[-1].close)
+            if not tier.keeps:
+                _empty(tiers[-1])
+        mover = VerifyingMover(_link(tiers, model.device))
+        opened.callback(mover.close)
+        rules = [_rules(config, tier, model.geometry) for tier in config.tiers]
+        memory = ChunkMemory(tiers, model.epoch, rules, mover)
+        memory.adopt()
+        opened.pop_all()
+        return memory
 
 
-def _tier(config: TierConfig, model: WorldModel) -> Tier:
+def pin_faults(memory: ChunkMemory) -> list[str]:
+    """Where host memory could not be pinned: it serves all the same, only slower."""
+    faults = [tier.pin_fault for tier in memory.tiers if isinstance(tier, HostTier)]
+    return [
+        f"{fault}; copies to and from the rest are slower: lower its capacity_mib, or raise the limit on locked memory "
+        f"(ulimit -l)"
+        for fault in faults
+        if fault is not None
+    ]
+
+
+def _open(config: TierConfig, device: torch.device) -> Tier:
     capacity_bytes = config.capacity_mib * MIB
-    if config.name == "disk":
-        assert config.folder is not None, "the configuration was checked"
+    if config.folder is not None:
         return DiskTier.open(config.name, config.folder, capacity_bytes)
-    device = model.device if config.name == "device" else torch.device("cpu")
-    # What comes back from host memory is on its way to a device: a checksum is small beside the copy.
-    return ResidentTier(config.name, device, capacity_bytes, verifies=config.name == "host")
+    if config.url is not None:
+        return open_durable_tier(config.name, config.url, capacity_bytes)
+    if device.type != "cuda":
+        # Nothing has to be pinned or spared the driver's allocator: memory is taken as chunks come.
+        return ResidentTier(config.name, device, capacity_bytes, verifies=config.name == "host")
+    if config.name == "device":
+        return DeviceTier.open(config.name, device, capacity_bytes)
+    return HostTier.open(config.name, capacity_bytes)
+
+
+def _link(tiers: Sequence[Tier], device: torch.device) -> Crossing | None:
+    """Between the slabs of the device and of the host, where both are there."""
+    slabs = [tier for tier in tiers if isinstance(tier, SlabTier)]
+    return Crossing.open(device, *slabs) if len(slabs) == 2 else None
+
+
+def _empty(tier: Tier) -> None:
+    """What a run left that was killed would take other chunks' room, and so change what this one finds."""
+    for chunk_id in list(tier.ids()):
+        tier.remove(chunk_id)
 
 
 def _rules(config: MemoryConfig, tier: TierConfig, geometry: KVGeometry) -> TierRules:
@@ -75,13 +105,6 @@ def _rules(config: MemoryConfig, tier: TierConfig, geometry: KVGeometry) -> Tier
         ladder=Ladder(tuple(map(parse_detail, tier.detail)), geometry.rows, geometry.columns),
         shares=Shares(shares),
         refetch=REFETCH.get(tier.name, Refetch(0.0, math.inf)),
-        keeps_copies=tier.name == "disk",
+        keeps_copies=tier.outlives_the_process,
+        keeps_released=tier.keeps,
     )
-
-
-def _chunk_bytes(geometry: KVGeometry, policy: MemoryPolicy) -> int:
-    """Of one stored chunk, without its poses."""
-    size, tokens = geometry.tokens_per_latent_frame, geometry.tokens_per_chunk
-    if policy.pruning is not None:
-        tokens = size + (geometry.chunk_latent_frames - 1) * policy.pruning.kept_per_frame(size)
-    return CODECS[policy.codec].nbytes((geometry.layers, tokens, geometry.heads, geometry.head_dim))

@@ -92,7 +92,7 @@ def test_a_dry_run_prints_what_can_be_run_and_makes_nothing(worldkv, tmp_path, m
         (("rollout", "--set", "policies=best"), "error: configuration: policies: policy 'best': 'best' is not one of"),
         (("eval", "--policies", "best"), "error: policy 'best': 'best' is not one of full, sliding, worldkv"),
         (("eval", "--paths", "back,up"), "error: --paths back,up: 'up' is not one of back, roam, wander"),
-        (("eval", "--history", "none"), "error: --history none: 'none' is not one of truth, own"),
+        (("eval", "--history", "none"), "error: --history none: 'none' is not one of truth, forced, own"),
         (("eval", "--frames", "96,x"), "error: --frames 96,x: expected whole numbers separated by commas"),
         (("eval", "--frames", "0"), "error: --frames 0: must all be 1 or more"),
         (("eval", "--device", "tpu"), "error: --device tpu: must be one of auto, cpu, cuda"),
@@ -338,3 +338,46 @@ def test_openmp_waits_passively_unless_the_user_wants_otherwise(worldkv, monkeyp
     monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
     worldkv("--help")
     assert os.environ["OMP_WAIT_POLICY"] == used
+
+
+def test_a_rollout_that_remembers_tells_what_its_tiers_held_and_what_stays(worldkv, tiny_rooms, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "pin_faults", lambda memory: ["tier host: 0 of 9 bytes pinned, then: [304]"])
+    tier = f"memory.tiers=[{{name: durable, capacity_mib: 1, url: {tmp_path / 'chunks'}}}]"
+    words = ("policies=worldkv", "trajectory.video_frames=18", f"output.folder={tmp_path / 'run'}", tier)
+    said = worldkv("rollout", *RUN, *(word for text in words for word in ("--set", text)))
+    assert said.code == 0
+    assert re.search(r"3 lookups of remembered chunks", said.out)
+    assert re.search(r"durable +│ +0\.0 +│ +1 +│ +3 +│ +3 +│ 0 ", said.out)
+    assert f"kept     3 chunks in {tmp_path / 'chunks'}" in said.out
+    assert "warning: tier host: 0 of 9 bytes pinned, then: [304]" in said.err.splitlines()
+    assert max(map(len, said.out.splitlines())) <= 80 + len(str(tmp_path))
+
+
+def test_a_rollout_that_remembers_nothing_says_nothing_of_memory(rollout):
+    assert "lookups" not in rollout().out
+
+
+@pytest.mark.parametrize(
+    ("tier", "fault"),
+    [
+        (
+            "{name: disk, capacity_mib: 9, folder: theirs}",
+            "error: memory.tiers.0.folder = theirs: tier disk: folder theirs",
+        ),
+        (
+            "{name: durable, capacity_mib: 9, url: 'nope://x'}",
+            "error: memory.tiers.0.url = nope://x: tier durable: url",
+        ),
+        ("{name: disk, capacity_mib: 9, folder: run/chunks}", "error: memory.tiers.0.folder = run/chunks: lies in"),
+    ],
+)
+def test_a_memory_that_cannot_be_had_is_one_line_and_leaves_nothing(
+    worldkv, tiny_rooms, tmp_path, monkeypatch, tier, fault
+):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    said = worldkv("rollout", *RUN, "--set", f"memory.tiers=[{tier}]", "--set", "output.folder=run")
+    assert (said.code, said.out, said.err.count("error:")) == (2, "", 1)
+    assert said.err.splitlines()[-1].startswith(fault)
+    assert [path.name for path in tmp_path.rglob("*")] == ["theirs", "thesis.tex"]

@@ -328,7 +328,7 @@ def test_a_folder_that_is_a_file_or_cannot_be_written_is_an_output_error(open_ti
         open_tier(folder=tmp_path / "file")
     disk = FaultyDisk()
     disk.failing = {FailPoint.CREATE: errno.EROFS}
-    with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
+    with pytest.raises(OutputError, match="cannot be used: Read-only file system; name another folder"):
         open_tier(disk=disk)
     open_tier()
 

@@ -48,13 +48,13 @@ def test_a_folder_with_foreign_content_is_refused_and_left_alone(config, tmp_pat
 
 def test_a_file_where_the_folder_should_be_is_refused(config, tmp_path):
     (tmp_path / "run").write_text("a note")
-    with pytest.raises(OutputError, match="run: is a file"):
+    with pytest.raises(OutputError, match=r"run: cannot be used as output folder: .*run is a file; choose another"):
         run_folder.claim(config(), resume=False)
 
 
 def test_a_file_among_the_parents_is_refused(config, tmp_path):
     (tmp_path / "run").write_text("a note")
-    with pytest.raises(OutputError, match="run/sub: cannot be used as output folder: Not a directory"):
+    with pytest.raises(OutputError, match=r"run/sub: cannot be used as output folder: .*run is a file"):
         run_folder.claim(config("run/sub"), resume=False)
 
 

@@ -28,6 +28,7 @@ from worldkv.errors import ChunkCorrupt, ChunkNotFound, ConfigError, OutputError
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.format import PAYLOAD_ALIGNMENT, Buffer
 from worldkv.memory.tier import Tier
+from worldkv.memory.tiers import folder
 from worldkv.memory.tiers.disk import DiskTier, verified
 from worldkv.memory.tiers.folder import MARKER, QUARANTINE, VERSION, WHAT
 from worldkv.memory.tiers.ledger import Ledger
@@ -35,6 +36,7 @@ from worldkv.memory.tiers.names import NAME_FILE, Names, name_file
 from worldkv.memory.tiers.quarantine import Quarantine
 
 SUFFIX, PART_SUFFIX = ".wkv", ".part"
+LOCAL_PROTOCOLS = ("file", "local")
 OBJECT_NAME = re.compile(r"([0-9a-f]{32})\.wkv")
 PART_NAME = re.compile(r"[0-9a-f]{32}\.part")
 # Of these an object is seen whole or not at all.
@@ -56,10 +58,7 @@ def open_durable_tier(name: str, url: str, capacity_bytes: int) -> Tier:
     """
     if capacity_bytes < 1:
         raise ConfigError(f"tier {name}: a capacity of {capacity_bytes} bytes; at least 1 is needed")
-    try:
-        store, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError, OSError) as fault:
-        raise ConfigError(f"tier {name}: url {url!r} cannot be opened: {fault}") from fault
+    store, root = _store_at(name, url)
     if isinstance(store, LocalFileSystem):
         return DiskTier.open(name, Path(root), capacity_bytes)
     tier = DurableTier(name, store, root.rstrip("/"), capacity_bytes)
@@ -84,6 +83,29 @@ class _Object:
         data = self.head[offset:stop] if stop <= len(self.head) else self.store.cat_file(self.path, offset, stop)
         out[: len(data)] = data
         return len(data)
+
+
+def check_durable_tier(name: str, url: str) -> None:
+    """Raise what `open_durable_tier` would, as far as that can be known without writing."""
+    store, root = _store_at(name, url)
+    if isinstance(store, LocalFileSystem):
+        folder.check(Path(root), name)
+    else:
+        DurableTier(name, store, root.rstrip("/"), capacity_bytes=0).is_claimed()
+
+
+def folder_of(url: str) -> Path | None:
+    """The folder of this machine that the URL names; None where it names something else."""
+    local = fsspec.utils.get_protocol(url) in LOCAL_PROTOCOLS
+    return Path(fsspec.core.strip_protocol(url)) if local else None
+
+
+def _store_at(name: str, url: str) -> tuple[Any, str]:
+    try:
+        store, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError, OSError) as fault:
+        raise ConfigError(f"tier {name}: url {url!r} cannot be opened: {fault}; name another place") from fault
+    return store, str(root)
 
 
 class DurableTier:
@@ -229,29 +251,37 @@ class DurableTier:
         """Nothing is held here."""
 
     def claim(self) -> None:
-        """Mark the root as this tier's, or find that it is. Raises ConfigError where it is someone else's."""
-        marker, mine = f"{self.root}/{MARKER}", {"what": WHAT, "version": VERSION, "tier": self.name}
-        try:
-            with self._reported(f"{self.root} cannot be listed"):
-                self._store.invalidate_cache()
-                if not self._store.exists(marker):
-                    if foreign := self._store.find(self.root):
-                        raise ConfigError(
-                            f"tier {self.name}: {self.root} holds {foreign[0]!r}, which no tier wrote; "
-                            f"name a place of its own, such as {self.root}/worldkv"
-                        )
-                    self._store.pipe_file(marker, json.dumps(mine).encode())
-                marked = self._store.cat_file(marker)
-        except TransferError as fault:
-            raise OutputError(str(fault)) from fault
+        """Mark the root as this tier's, or find that it is. Raises as `is_claimed`."""
+        if not self.is_claimed():
+            with self._refused(), self._reported(f"{self.root} cannot be written"):
+                self._store.pipe_file(f"{self.root}/{MARKER}", json.dumps(self._mark).encode())
+            self.is_claimed()
+
+    def is_claimed(self) -> bool:
+        """Whether the root is marked as this tier's; False where nothing is there yet. Writes nothing.
+
+        Raises ConfigError where it is someone else's, OutputError where it cannot be read.
+        """
+        marker = f"{self.root}/{MARKER}"
+        with self._refused(), self._reported(f"{self.root} cannot be listed"):
+            self._store.invalidate_cache()
+            if not self._store.exists(marker):
+                if foreign := self._store.find(self.root):
+                    raise ConfigError(
+                        f"tier {self.name}: {self.root} holds {foreign[0]!r}, which no tier wrote; "
+                        f"name a place of its own, such as {self.root}/worldkv"
+                    )
+                return False
+            marked = self._store.cat_file(marker)
         try:
             found = json.loads(marked)
         except ValueError as fault:  # no JSON, or no text
             raise ConfigError(f"tier {self.name}: {marker} is damaged ({fault}); name another place") from fault
-        if found != mine:
+        if found != self._mark:
             raise ConfigError(
-                f"tier {self.name}: {self.root} belongs to another tier: {found}, not {mine}; name another place"
+                f"tier {self.name}: {self.root} belongs to another tier: {found}, not {self._mark}; name another place"
             )
+        return True
 
     def scan(self) -> None:
         """Book the objects that are here, oldest first; delete what crashes left and what is beyond the capacity."""
@@ -292,6 +322,17 @@ class DurableTier:
             with suppress(TransferError):
                 self._delete(f"{self.root}/{name}")
         return self._books.forget(chunk_id)
+
+    @property
+    def _mark(self) -> dict[str, object]:
+        return {"what": WHAT, "version": VERSION, "tier": self.name}
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except TransferError as fault:
+            raise OutputError(str(fault)) from fault
 
     def _path(self, chunk_id: str, suffix: str = SUFFIX) -> str:
         return f"{self.root}/{chunk_id}{suffix}"
@@ -337,7 +378,8 @@ class DurableTier:
 
 def _store_faults() -> tuple[type[Exception], ...]:
     loaded = [(sys.modules.get(module), name) for module, name in CLIENT_FAULTS]
-    return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))
+    # Stores that can only be read have no way to write.
+    return (OSError, NotImplementedError, *(getattr(module, name) for module, name in loaded if module is not None))
 
 
 def _written(about: dict[str, Any]) -> float:

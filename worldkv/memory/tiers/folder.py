@@ -18,6 +18,7 @@ from pathlib import Path
 
 from worldkv.errors import ConfigError, OutputError
 from worldkv.memory.tiers.filesystem import Disk
+from worldkv.writable import check_writable
 
 MARKER, LOCK, QUARANTINE = "tier.json", "lock", "quarantine"
 MARKER_PART = MARKER + ".part"
@@ -38,7 +39,7 @@ def claim(folder: Path, tier: str, disk: Disk) -> int:
     except OSError as fault:
         if isinstance(fault, OutputError):
             raise
-        raise OutputError(f"tier {tier}: folder {folder} cannot be used: {fault.strerror or fault}") from fault
+        raise _unusable(folder, tier, fault) from fault
     claimed = False
     try:
         # And again: another tier may have come in between.
@@ -46,11 +47,28 @@ def claim(folder: Path, tier: str, disk: Disk) -> int:
         _settle(folder, tier, disk)
         claimed = True
     except OSError as fault:
-        raise OutputError(f"tier {tier}: folder {folder} cannot be written: {fault.strerror or fault}") from fault
+        raise _unusable(folder, tier, fault) from fault
     finally:
         if not claimed:
             os.close(lock)
     return lock
+
+
+def check(folder: Path, tier: str) -> None:
+    """Raise what `claim` would, as far as that can be known without writing."""
+    try:
+        check_writable(folder)
+        if folder.exists():
+            _check_owner(folder, tier)
+        if (folder / LOCK).exists():
+            os.close(_lock(folder, tier))
+    except OSError as fault:
+        raise _unusable(folder, tier, fault) from fault
+
+
+def _unusable(folder: Path, tier: str, fault: OSError) -> OutputError:
+    reason = fault.strerror or fault
+    return OutputError(f"tier {tier}: folder {folder} cannot be used: {reason}; name another folder")
 
 
 def _check_owner(folder: Path, tier: str) -> None:

@@ -1,4 +1,4 @@
-"""How much more memory this process may take on this host, and which limit says so. Linux; elsewhere it does not know.
+"""How much more memory this process may take, and which limit says so. Linux; elsewhere it does not know of the host.
 
 Asked before a slab is allocated: past a container's limit the kernel kills the process, long after the mistake. The
 limit on locked memory is not asked: it does not bind what a CUDA driver pins.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 # Files of control groups, version 1 and 2: folder below /sys/fs/cgroup, limit, usage, what of that can be reclaimed.
 CGROUP_FILES = {
@@ -30,6 +32,12 @@ def host_headroom(root: Path = Path("/")) -> Headroom | None:
     Reads /proc and /sys/fs/cgroup below `root`; None where neither can be read.
     """
     return min([*_machine(root), *_groups(root)], default=None)
+
+
+def device_headroom(device: torch.device) -> Headroom:
+    """What is free on a CUDA device."""
+    free, total = torch.cuda.mem_get_info(device)
+    return Headroom(free, f"free of the {total // 2**20} MiB of {device}")
 
 
 def _machine(root: Path) -> Iterator[Headroom]:
