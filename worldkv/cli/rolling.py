@@ -84,6 +84,8 @@ def _tell(done: Generated, result: RunResult) -> None:
         )
     console = Console()
     console.print(table)
+    for fault in done.faults:
+        console.print(f"memory   {fault}", style="bold red", highlight=False, markup=False, soft_wrap=True)
     for line in (
         f"made     {_made(done)}",
         f"watch    {done.folder}/video.mp4",

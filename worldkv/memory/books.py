@@ -9,7 +9,7 @@ from worldkv.memory.catalogue import Catalogue
 from worldkv.memory.tier import Tier
 from worldkv.stats import MISS_REASONS, MemoryStats, TenantStats, TierStats
 
-EVENTS = ("admitted", "admitted_bytes", "demoted", "promoted", "dropped", "reduced", "quarantined")
+EVENTS = ("admitted", "admitted_bytes", "demoted", "promoted", "dropped", "reduced", "quarantined", "audits", "faults")
 
 
 class Books:

@@ -114,6 +114,11 @@ class Placement:
         if not entry.copies and entry.references == 0 and not entry.firm:
             self._catalogue.forget(entry)
 
+    def retry_stuck(self, level: int) -> None:
+        """Try again to remove what the tier failed to remove."""
+        for chunk_id in list(self.stuck[level]):
+            self._clear_away(chunk_id, level)
+
     def _quarantine(self, entry: Entry, level: int) -> None:
         self._catalogue.leave(entry, level, "evicted")
         self.set_aside(entry.id, level)
@@ -195,8 +200,7 @@ class Placement:
         """Drop chunks of other weights until `need` bytes are free, or none is left."""
         if need <= 0:
             return
-        for chunk_id in list(self.stuck[level]):
-            self._clear_away(chunk_id, level)
+        self.retry_stuck(level)
         batch, freed = [], 0
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,6 +50,8 @@ class Generated:
     """Episodes committed now."""
     kept: int
     """Episodes that were there already."""
+    faults: tuple[str, ...] = ()
+    """In the books of the chunk memories, each once: bugs, or tiers that someone else has changed."""
 
 
 def generate(
@@ -74,7 +76,7 @@ def generate(
         for start in range(0, config.worlds.count, config.batch_sessions):
             stop = min(start + config.batch_sessions, config.worlds.count)
             work.batch([config.worlds.first_seed + i for i in range(start, stop)])
-        return Generated(folder, made=len(writer.committed_keys) - kept, kept=kept)
+        return Generated(folder, len(writer.committed_keys) - kept, kept, tuple(work.faults))
 
 
 @dataclass
@@ -91,6 +93,8 @@ class _Work:
     progress: Progress
     done: int = 0
     """Chunks of each batch that is behind us."""
+    faults: dict[str, None] = field(default_factory=dict)
+    """Found in the memories' books."""
 
     def batch(self, seeds: Sequence[int]) -> None:
         """Roll these worlds out under every policy; whatever is committed already is not made again."""
@@ -135,7 +139,9 @@ class _Work:
                 made, seconds = made + sum(len(r.frames_FHWC) for r in batch), seconds + now - mark
             mark = now
             records.append(batch)
+            self.faults |= dict.fromkeys(memory.idle(now))
             self._tell(f"{where}, {policy.name}", len(records))
+        self.faults |= dict.fromkeys(memory.check_integrity([session.stored for session in sessions]))
         for session in sessions:
             session.close()
         memory.close()
