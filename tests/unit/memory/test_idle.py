@@ -1,9 +1,14 @@
 """What a memory does between chunks, and the audit that every test of this folder ends with."""
 
+import errno
+
 import pytest
+from faulty_disk import FaultyDisk
 
 from worldkv.errors import TransferError
-from worldkv.memory.store import AUDIT_SECONDS, AUDIT_SECONDS_PER_CHUNK
+from worldkv.memory.store import AUDIT_SECONDS, AUDIT_SECONDS_PER_CHUNK, ChunkMemory
+from worldkv.memory.tiers.disk import DiskTier
+from worldkv.memory.tiers.filesystem import FailPoint
 
 
 def stuck_tier(memory, *, ids):
@@ -74,6 +79,17 @@ def test_faults_are_told_and_counted_by_each_audit(new_chunk, make_memory, audit
     memory.idle(1)
     memory.idle(AUDIT_SECONDS)
     assert (memory.stats().audits, memory.stats().faults) == (2, 2)
+
+
+def test_a_disk_that_went_away_is_a_fault_and_stops_nobody(tmp_path, new_chunk, audits):
+    disk = FaultyDisk()
+    memory = ChunkMemory([DiskTier.open("disk", tmp_path / "tier", 2**20, disk)], "weights-a")
+    audits.excuse(memory)
+    disk.failing = {FailPoint.SCAN: errno.EIO}
+    (fault,) = memory.idle(0)
+    assert fault.startswith("tier disk: cannot be checked: ")
+    assert "Input/output error" in fault
+    memory.close()
 
 
 @pytest.mark.parametrize("closed", [True, False])
