@@ -62,6 +62,10 @@ class MemoryStats:
     """Chunks that lost detail to make room."""
     quarantined: int = 0
     """Pieces taken out of a tier because they were damaged."""
+    audits: int = 0
+    faults: int = 0
+    """Found in the books by these audits; what is not mended is found again by each. Anything but 0 is a bug, or a
+    tier that someone else has changed."""
     tiers: tuple[TierStats, ...] = ()
     tenants: tuple[TenantStats, ...] = ()
     """Per tenant and tier."""

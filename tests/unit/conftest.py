@@ -1,9 +1,12 @@
 """A world model small enough for unit tests, and the few ways in which they use it.
 
 The network's weights are random: it dreams noise, but every pixel of that noise depends on all it attends to.
+
+Every chunk memory that a test makes is audited: when it is closed, or else when the test is over.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -32,6 +35,56 @@ CPU = torch.device("cpu")
 def _one_thread() -> None:
     """Tensors here are tiny: a second thread, on a busy machine, makes each operation a hundred times slower."""
     torch.set_num_threads(1)
+
+
+class Audits:
+    """The chunk memories made during one test."""
+
+    def __init__(self) -> None:
+        self.open: list[ChunkMemory] = []
+        self.faults: list[str] = []
+
+    def excuse(self, memory: ChunkMemory) -> None:
+        """Its books were broken on purpose."""
+        self.open.remove(memory)
+
+    def audit(self, memory: ChunkMemory) -> None:
+        if memory in self.open:
+            self.open.remove(memory)
+            # After a power cut there is no process any more whose books could be wrong.
+            if not any(getattr(getattr(tier, "_disk", None), "cut", False) for tier in memory.tiers):
+                self.faults += memory.check_integrity()
+
+
+@contextmanager
+def audited() -> Iterator[Audits]:
+    """Meanwhile every chunk memory is audited; raises AssertionError at the end where the books of one are broken."""
+    audits = Audits()
+    make, close = ChunkMemory.__init__, ChunkMemory.close
+
+    def made(memory: ChunkMemory, *args: object, **options: object) -> None:
+        make(memory, *args, **options)
+        # Tests that need rules of their own take over the tiers of a memory that they made for that alone.
+        audits.open = [other for other in audits.open if not set(map(id, other.tiers)) & set(map(id, memory.tiers))]
+        audits.open.append(memory)
+
+    def closed(memory: ChunkMemory) -> None:
+        audits.audit(memory)
+        close(memory)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChunkMemory, "__init__", made)
+        patch.setattr(ChunkMemory, "close", closed)
+        yield audits
+    for memory in tuple(audits.open):
+        audits.audit(memory)
+    assert not audits.faults, "\n".join(["a chunk memory's books are broken:", *audits.faults])
+
+
+@pytest.fixture(autouse=True)
+def audits() -> Iterator[Audits]:
+    with audited() as audits:
+        yield audits
 
 
 def random_network(shape: Shape = SHAPE, seed: int = 0) -> RoomsNetwork:
@@ -107,3 +160,8 @@ def make_memory() -> Callable[..., ChunkMemory]:
 @pytest.fixture(scope="session")
 def make_walk() -> Callable[..., Trajectory]:
     return walk
+
+
+@pytest.fixture(scope="session")
+def auditing() -> Callable[[], object]:
+    return audited

@@ -1,23 +1,27 @@
-"""`worldkv inspect`: what a folder or file of this project holds, and whether it is sound."""
+"""`worldkv inspect`: what a folder or file of this project holds, and whether it is sound. Changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 MOST_KEYS = 20
+FAULTS = 1
+"""Exit code of a tier that is not in order: that is no mistake of whoever asks."""
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A run folder, a dataset folder, or a chunk file.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read and decode everything; exit code 2 on a fault.")
-    ] = False,
+    path: Annotated[
+        Path, typer.Argument(help="A run folder, a dataset folder, a folder of a memory tier, or a chunk file.")
+    ],
+    verify: Annotated[bool, typer.Option("--verify", help="Read and decode everything.")] = False,
 ) -> None:
-    """Show what a run, a dataset or a chunk file holds; with --verify also check every byte of it.
+    """Show what a run, a dataset, a memory tier or a chunk file holds; with --verify also check every byte of it.
+
+    A tier may be in use meanwhile. Ends with exit code 1 where a tier has faults, with 2 where anything else has.
 
     `worldkv inspect runs/demo --verify`
     """
@@ -26,12 +30,14 @@ def inspect(
     if (path / "run.yaml").is_file():
         _run(path)
         _dataset(path / "dataset", verify)
+    elif (path / "tier.json").is_file():
+        _tier(path, verify)
     elif path.is_dir():
         _dataset(path, verify)
     elif path.is_file():
         _chunk(path)
     else:
-        raise ConfigError(f"{path}: no such file or folder; expected a run, a dataset or a chunk file")
+        raise ConfigError(f"{path}: no such file or folder; expected a run, a dataset, a tier or a chunk file")
 
 
 def _run(folder: Path) -> None:
@@ -75,17 +81,52 @@ def _dataset(root: Path, verify: bool) -> None:
     if not verify:
         return
     faults = reader.verify()
-    console = Console()
-    for fault in faults:
-        console.print(str(fault), highlight=False, markup=False, soft_wrap=True)
+    _print_all(faults)
     if faults:
         raise DatasetError(f"{root}: not as it was written ({len(faults)} found): {faults[0]}")
-    console.print(f"verified: as written, all {about.episodes} of its episodes")
+    Console().print(f"verified: as written, all {about.episodes} of its episodes")
 
 
 def _some(keys: list[str]) -> str:
     shown = ", ".join(keys[:MOST_KEYS])
     return shown if len(keys) <= MOST_KEYS else f"{shown} and {len(keys) - MOST_KEYS} more"
+
+
+def _tier(folder: Path, verify: bool) -> None:
+    from worldkv.memory.tiers.survey import survey
+
+    found = survey(folder, verify=verify)
+    checked = "headers and payloads read" if verify else "headers read; --verify reads payloads too"
+    _table(
+        f"tier {folder}",
+        {
+            "tier": found.tier,
+            "user id": found.owner,
+            "used by": f"process {found.claimed_by}, or was by it last",
+            "chunks": f"{found.chunks}, {found.chunk_bytes} bytes ({found.chunk_bytes / 2**20:.1f} MiB)",
+            "tenants": _counted(found.tenants),
+            "model epochs": _counted(found.epochs),
+            "codecs": _counted(found.codecs),
+            "unfinished writes": found.unfinished,
+            "quarantined": f"{len(found.quarantined)}, {found.quarantined_bytes} bytes",
+            "quarantined chunks": _some(found.quarantined),
+            "faults": f"{len(found.faults)}; {checked}",
+        },
+    )
+    _print_all(found.faults)
+    if found.faults:
+        raise SystemExit(FAULTS)
+
+
+def _counted(chunks: Mapping[str, int]) -> str:
+    return _some([f"{name} ({count})" for name, count in sorted(chunks.items())])
+
+
+def _print_all(lines: Iterable[object]) -> None:
+    from rich.console import Console
+
+    for line in lines:
+        Console().print(str(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _chunk(path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from worldkv.memory.catalogue import Catalogue
+from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.tier import Tier
 from worldkv.stats import MISS_REASONS, MemoryStats, TenantStats, TierStats
 
-EVENTS = ("admitted", "admitted_bytes", "demoted", "promoted", "dropped", "reduced", "quarantined")
+EVENTS = ("admitted", "admitted_bytes", "demoted", "promoted", "dropped", "reduced", "quarantined", "audits", "faults")
 
 
 class Books:
@@ -48,17 +48,17 @@ class Books:
             for level, tier in enumerate(tiers)
             for tenant in sorted(catalogue.tenants(level) | {who for at, who in self._lookups if at == level})
         ]
+        firm = [entry for entry in catalogue.entries() if entry.firm]
         return MemoryStats(
             lookups=self._all_lookups,
             hits=self._hits.total(),
             misses={reason: self._final[reason] for reason in MISS_REASONS},
-            tiers=tuple(self._tier(level, tier, catalogue) for level, tier in enumerate(tiers)),
+            tiers=tuple(self._tier(level, tier, firm) for level, tier in enumerate(tiers)),
             tenants=tuple(per_tenant),
             **{event: self.events[event] for event in EVENTS},
         )
 
-    def _tier(self, level: int, tier: Tier, catalogue: Catalogue) -> TierStats:
-        firm = (entry for entry in catalogue.entries() if entry.firm and level in entry.copies)
+    def _tier(self, level: int, tier: Tier, firm: Sequence[Entry]) -> TierStats:
         return TierStats(
             name=tier.name,
             chunks=len(tier),
@@ -68,7 +68,7 @@ class Books:
             lookups=sum(n for (at, _), n in self._lookups.items() if at == level),
             misses=self._reasons(level, None),
             failures=self.failures[level],
-            pinned_bytes=sum(entry.copies[level].cost_bytes for entry in firm),
+            pinned_bytes=sum(entry.copies[level].cost_bytes for entry in firm if level in entry.copies),
         )
 
     def _tenant(self, level: int, tier: Tier, tenant: str, catalogue: Catalogue) -> TenantStats:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -42,7 +43,7 @@ class Shelf(NamedTuple):
     pruned: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class Copy:
     """One tier's copy of a chunk."""
 
@@ -51,9 +52,12 @@ class Copy:
     """When it came or was last used here, on the catalogue's clock."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
-    """One chunk and its books; lives until nobody holds it any more."""
+    """One chunk and its books; lives until nobody holds it any more, which can be as long as a session.
+
+    Made of few objects: Python's collector looks at each of them in every full collection.
+    """
 
     tenant: str
     epoch: str
@@ -99,7 +103,11 @@ class Entry:
     def describe(self, chunk: KVChunk) -> None:
         """Note what is now held."""
         self.id, self.seen_from = chunk.id, seen_from(chunk.c2w_F44)
-        self.form = Form(chunk.encoded.codec, chunk.encoded.shape, chunk.token_ids_T3 is not None)
+        self.form = _form(chunk.encoded.codec, chunk.encoded.shape, chunk.token_ids_T3 is not None)
+
+
+# One form for all chunks that are stored alike, as those of a session are.
+_form = functools.lru_cache(maxsize=256)(Form)
 
 
 class Catalogue:

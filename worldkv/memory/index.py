@@ -20,6 +20,10 @@ from worldkv.memory import retrieval, screening
 from worldkv.memory.pose_rows import BLOCK_ROWS, Part, PoseRows
 from worldkv.memory.retrieval import Floats, Ints
 
+# A fork's next chunk opens a block of its own rather than copy a shared one that is larger than this: 0.2 MB. Smaller
+# ones are copied, lest a session that is forked often consist of crumbs.
+CLONED_ROWS = 1024
+
 
 class PoseIndex:
     """Mean pose of each stored chunk of one session. One thread."""
@@ -175,7 +179,8 @@ class PoseIndex:
         raise ChunkNotFound(f"chunk {chunk} is not among the {len(self)} chunks of the index")
 
     def _append(self, chunk: int, pose_44: Floats) -> None:
-        if not self._blocks or self._blocks[-1].full:
+        last = self._blocks[-1] if self._blocks else None
+        if last is None or last.full or (last.frozen and last.count > CLONED_ROWS):
             self._blocks.append(PoseRows())
         self._writable(len(self._blocks) - 1).append(chunk, pose_44)
         self._count += 1

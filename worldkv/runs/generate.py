@@ -153,6 +153,7 @@ class _Work:
                 open_sessions.callback(sessions[-1].close)
             records, made, seconds = self._advance(worlds, policy, sessions, clock)
             self._note_memory()
+            self._warn_of(self.memory.check_integrity([session.stored for session in sessions], tenant=tenant))
         self._time(policy, made, seconds, clock)
         facts = self._facts(policy)
         return [
@@ -175,15 +176,21 @@ class _Work:
                 made, seconds = made + sum(len(r.frames_FHWC) for r in batch), seconds + now - mark
             mark = now
             records.append(batch)
+            self._warn_of(self.memory.idle(now))
             self._tell(f"{where}, {policy.name}", len(records))
         return records, made, seconds
 
     def _note_memory(self) -> None:
         """While sessions still hold their chunks."""
         self.fullest = self.memory.stats().at_fullest(self.fullest)
-        for fault in set(pin_faults(self.memory)) - self.told:
-            self.told.add(fault)
-            self.warn(fault)
+        self._warn_of(pin_faults(self.memory))
+
+    def _warn_of(self, faults: Sequence[str]) -> None:
+        """Of each once: bugs, or tiers that someone else has changed; a run goes on."""
+        for fault in faults:
+            if fault not in self.told:
+                self.told.add(fault)
+                self.warn(fault)
 
     def _time(self, policy: MemoryPolicy, made: int, seconds: float, clock: StageSeconds) -> None:
         timings = run_folder.read_timings(self.folder)

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from worldkv.cli.progress import Bar, bar
 from worldkv.dataset import DatasetReader
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
+from worldkv.memory.tiers.disk import DiskTier
 from worldkv.models.rooms.model import RoomsModel
 from worldkv.runs import generate
 
@@ -99,7 +101,7 @@ def test_a_dry_run_prints_what_can_be_run_and_makes_nothing(worldkv, tmp_path, m
         (("eval", "--plot", "x.bmp"), "error: --plot x.bmp: the name must end in one of .png, .svg, .pdf"),
         (("eval", "--json", "."), "error: --json .: is a folder; name a file"),
         (("eval", "--weights", "none"), "error: none/config.json: no such file"),
-        (("inspect", "none"), "error: none: no such file or folder; expected a run, a dataset or a chunk file"),
+        (("inspect", "none"), "error: none: no such file or folder; expected a run, a dataset, a tier or a chunk file"),
         (("inspect", "."), "error: .: no WorldKV dataset"),
         (("trajectory", "make", "XY", "t"), "error: notation 'XY': character 1 is 'X'"),
         (("trajectory", "show", "none", "x.png"), "error: none: "),
@@ -253,6 +255,35 @@ def test_inspect_names_the_layer_that_is_damaged(worldkv, tmp_path, chunk):
     path = tmp_path / "chunk.wkv"
     path.write_bytes(data)
     assert re.search(r"checksum of layer 1: \w{32} expected, \w{32} found$", only_error(worldkv("inspect", path)))
+
+
+@pytest.fixture
+def tier_folder(tmp_path, chunk) -> Path:
+    """Of a disk tier that holds the chunk."""
+    tier = DiskTier.open("disk", tmp_path / "tier", 2**20)
+    tier.put(chunk)
+    tier.close()
+    return tmp_path / "tier"
+
+
+def test_inspect_shows_a_tier(worldkv, tier_folder):
+    said = worldkv("inspect", tier_folder, "--verify")
+    assert said.code == 0
+    text = " ".join(said.out.replace("│", " ").split())
+    for word in ("tier disk", "chunks 1, ", "lab (1)", "weights-a (1)", "int4 (1)", "faults 0; headers and payloads"):
+        assert word in text
+    assert max(map(len, said.out.splitlines())) <= 80
+
+
+def test_inspect_names_the_faults_of_a_tier_and_ends_with_code_1(worldkv, tier_folder):
+    (path,) = tier_folder.rglob("*.wkv")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert worldkv("inspect", tier_folder).code == 0
+    said = worldkv("inspect", tier_folder, "--verify")
+    assert (said.code, said.err) == (1, "")
+    assert said.out.splitlines()[-1].startswith(f"{path}: checksum of layer 1: ")
 
 
 def test_eval_prints_a_table_and_writes_rows_and_plot(worldkv, tiny_rooms, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from worldkv.errors import ChunkNotFound
+from worldkv.memory import index as index_module
 from worldkv.memory import retrieval
 from worldkv.memory.index import PoseIndex
 from worldkv.memory.pose_rows import quaternion
@@ -88,6 +89,22 @@ def test_forks_share_rows_until_one_writes():
     index.add(6, poses_of(1, seed=1)[0])
     assert index.chunks() == [0, 1, 2, 3, 4, 5, 6]
     assert twin.chunks() == [0, 1, 3, 4, 5]
+
+
+def test_the_next_chunk_after_a_fork_copies_few_rows_and_many_forks_leave_few_blocks(monkeypatch):
+    monkeypatch.setattr(index_module, "CLONED_ROWS", 4)
+    poses = poses_of(40)
+    index = index_of(poses[:6])
+    shared = index._blocks[0]
+    for chunk in range(6, 40):
+        index = index.copy()
+        index.add(chunk, poses[chunk])
+    assert index._blocks[0] is shared
+    assert len(index._blocks) <= 40 // 4
+    assert index.chunks() == list(range(40))
+    whole = index_of(poses)
+    for chunk in range(40):
+        assert index.nearest(range(1, 38), poses[chunk], 4) == whole.nearest(range(1, 38), poses[chunk], 4)
 
 
 def test_a_chunk_added_again_or_late_takes_its_place():

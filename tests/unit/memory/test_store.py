@@ -214,9 +214,10 @@ def test_chunks_admitted_as_held_lists_them_lie_where_they_lay(new_chunk, make_m
     assert twin.lying() == memory.lying()
 
 
-def test_the_audit_names_each_kind_of_fault(new_chunk, make_memory):
+def test_the_audit_names_each_kind_of_fault(new_chunk, make_memory, audits):
     a, b, c = (new_chunk(i) for i in range(3))
     memory = make_memory(4 * a.nbytes, 4 * a.nbytes)
+    audits.excuse(memory)
     memory.admit(a)
     memory.admit(c)
     memory.tiers[1].put(b)

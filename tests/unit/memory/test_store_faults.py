@@ -152,8 +152,8 @@ def test_chunks_found_of_other_weights_are_stale_and_their_room_is_used(new_chun
 @pytest.mark.parametrize("place", [0, 200, -1])
 def test_a_damaged_file_is_quarantined_at_the_next_start(new_chunk, tmp_path, place):
     chunk = new_chunk(0)
-    first = disk_memory(tmp_path / "chunks", chunk)
-    first.tiers[1].put(chunk)
+    first = DiskTier.open("disk", tmp_path / "chunks", 4 * 4096)
+    first.put(chunk)
     first.close()
     (file,) = (tmp_path / "chunks").rglob(f"{chunk.id}*")
     content = bytearray(file.read_bytes())

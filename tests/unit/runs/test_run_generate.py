@@ -15,6 +15,7 @@ from worldkv.config import RunConfig
 from worldkv.dataset import DatasetReader, DatasetWriter
 from worldkv.dataset import commit as commit_module
 from worldkv.errors import ConfigError, OutputError, TrajectoryError
+from worldkv.memory.store import ChunkMemory
 from worldkv.runs import generate as runs
 from worldkv.runs import worlds as run_worlds
 
@@ -151,6 +152,21 @@ def test_a_world_does_not_depend_on_the_policies_beside_it(config):
     for key in one.keys:
         frames = [reader.episode(reader.keys.index(key)).frames_FHWC for reader in (both, one)]
         np.testing.assert_array_equal(*frames)
+
+
+def test_faults_in_the_books_of_a_memory_are_told_once_and_stop_nothing(config, monkeypatch, audits):
+    def broken(*of: object) -> ChunkMemory:
+        memory = open_memory(*of)
+        audits.excuse(memory)
+        memory.tiers[0].used_bytes += 1
+        return memory
+
+    open_memory = runs.open_memory
+    monkeypatch.setattr(runs, "open_memory", broken)
+    told: list[str] = []
+    assert runs.generate(config("run", "worlds.count=1", "policies=[worldkv]"), warn=told.append).made == 1
+    assert len(told) == len(set(told)) > 0
+    assert all(fault.startswith("tier device: ") for fault in told)
 
 
 @pytest.mark.parametrize(("history", "given"), [("truth", 6), ("own", 3)])
