@@ -8,6 +8,7 @@ Shapes: R rows of a block.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,8 @@ class PoseRows:
         """x, y, z from the origin, the square of their length."""
         self.quaternion_4R = np.empty((4, BLOCK_ROWS), np.float32)
         """w, x, y, z of the rotation."""
+        self.yaw_pitch_2R = np.empty((2, BLOCK_ROWS), np.float32)
+        """Of the rotation, as `retrieval.yaw_pitch`."""
         self.place_R = np.empty(BLOCK_ROWS, np.int64)
         self.turn_R = np.empty(BLOCK_ROWS, np.int64)
         """Numbers that rise where place or rotation differ from the row before: equal means equal to the last bit."""
@@ -69,6 +72,8 @@ class PoseRows:
         with np.errstate(over="ignore"):  # beyond float32: `reach` tells, and such a block is not screened
             self.place_4R[:, row] = (*place_3, length_sq)
         self.quaternion_4R[:, row] = quaternion(pose_44[:3, :3])
+        x, y, z = pose_44[:3, 2].tolist()
+        self.yaw_pitch_2R[:, row] = math.atan2(x, z), math.atan2(-y, math.hypot(x, z))
         self.reach = max(self.reach, length_sq**0.5)
         self.extent = max(self.extent, float(np.abs(pose_44[:3, 3]).max()))
         self.count += 1
@@ -78,7 +83,7 @@ class PoseRows:
         stop = self.count
         for rows in (self.pose_R44, self.first_R, self.last_R, self.place_R, self.turn_R):
             rows[row : stop - 1] = rows[row + 1 : stop]
-        for columns in (self.place_4R, self.quaternion_4R):
+        for columns in (self.place_4R, self.quaternion_4R, self.yaw_pitch_2R):
             columns[:, row : stop - 1] = columns[:, row + 1 : stop]
         self.count -= 1
 
@@ -87,7 +92,8 @@ class PoseRows:
         twin, used = PoseRows(), slice(self.count)
         for name in ("pose_R44", "first_R", "last_R", "place_R", "turn_R"):
             getattr(twin, name)[used] = getattr(self, name)[used]
-        twin.place_4R[:, used], twin.quaternion_4R[:, used] = self.place_4R[:, used], self.quaternion_4R[:, used]
+        for name in ("place_4R", "quaternion_4R", "yaw_pitch_2R"):
+            getattr(twin, name)[:, used] = getattr(self, name)[:, used]
         twin.count, twin.origin_3, twin.reach, twin.extent = self.count, self.origin_3, self.reach, self.extent
         return twin
 
