@@ -2,8 +2,8 @@
 
     python tests/golden/make_chunk_v1.py
 
-`chunk_v1.wkv` holds float32, `chunk_v1_NAME.wkv` what each codec stores. It was run once. If what it writes is no longer
-read, the reader is wrong: version 1 stays readable for ever.
+`chunk_v1.wkv` holds float32, `chunk_v1_NAME.wkv` what each codec stores. It was run once. If what it writes is no
+longer read, the reader is wrong: version 1 stays readable for ever.
 
 Codes, zeros and scales are chosen so that float32 holds every decoded number exactly, in whatever order it is computed.
 """
