@@ -26,7 +26,7 @@ from scipy.spatial.transform import Rotation  # noqa: E402
 from worldkv.camera.poses import make_poses, yaw_rotations  # noqa: E402
 from worldkv.memory import retrieval  # noqa: E402
 from worldkv.memory.index import PoseIndex  # noqa: E402
-from worldkv.memory.ranking import OVERLAP_SHORTLIST, Query, by_overlap, centred_frustum, choose  # noqa: E402
+from worldkv.memory.ranking import OVERLAP_SHORTLIST, VIEW_MIDDLE, Query, by_overlap, centred_frustum, choose  # noqa: E402
 
 SIZES = (1_000, 10_000, 100_000)
 QUERIES, BRUTE_QUERIES, CHECKED = 300, 10, 5
@@ -105,14 +105,15 @@ def line(row: Row) -> list[str]:
 
 def brute_force(ranking: str, pose_N44: np.ndarray, allowed: range, query: np.ndarray) -> list[int]:
     """What the ranking must choose, from all mean poses."""
-    turn = retrieval.yaw_and_pitch if ranking == "yaw" else None
     query_44, inside_N44 = retrieval.mean_pose(query), pose_N44[allowed.start : allowed.stop]
+    if ranking == "overlap":
+        apart_sq_N = retrieval.views_apart_sq(inside_N44, query_44, VIEW_MIDDLE * SIGHT)
+        chunk_n = retrieval.select(apart_sq_N, allowed, OVERLAP_SHORTLIST)
+        frustum = centred_frustum(INTRINSICS, SIGHT)
+        return by_overlap(chunk_n.tolist(), pose_N44[chunk_n], query_44, frustum, RETRIEVED)
+    turn = retrieval.yaw_and_pitch if ranking == "yaw" else None
     distance_N = retrieval.mean_pose_distance(inside_N44, query_44, turn=turn)
-    if ranking != "overlap":
-        return retrieval.select(distance_N, allowed, RETRIEVED).tolist()
-    chunk_n = retrieval.select(distance_N, allowed, OVERLAP_SHORTLIST)
-    frustum = centred_frustum(INTRINSICS, SIGHT)
-    return by_overlap(chunk_n.tolist(), pose_N44[chunk_n], query_44, frustum, RETRIEVED)
+    return retrieval.select(distance_N, allowed, RETRIEVED).tolist()
 
 
 def measure(path: Callable[[int, np.random.Generator], np.ndarray]) -> Iterator[Row]:

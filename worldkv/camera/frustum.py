@@ -79,8 +79,8 @@ def view_overlap(
     All cameras share one frustum. A candidate with the query's pose sees everything. Not symmetric: who steps
     back still sees what was in front, but not the reverse.
     """
-    plane_N64 = _planes(frustum) @ invert_poses(candidates_N44) @ query_44
-    probe_4P = np.concatenate([probe_points(frustum, count).T, np.ones((1, count))])
+    plane_N64 = _planes(frustum) @ invert_poses(candidates_N44)
+    probe_4P = query_44 @ np.concatenate([probe_points(frustum, count).T, np.ones((1, count))])
     inside_N6P = (plane_N64.reshape(-1, 4) @ probe_4P >= 0).reshape(-1, 6, count)
     share_N: FloatArray = inside_N6P.all(axis=1).mean(axis=1)
     return share_N

@@ -117,7 +117,8 @@ class PoseIndex:
         if not parts:
             return []
         query_44 = retrieval.mean_pose(query_c2w_F44, parity=self.parity)
-        screened = None if self.parity else self._screen(parts, query_44, retrieval.checked(count), turn)
+        retrieval.checked(count)
+        screened = None if self.parity else screening.screen(parts, query_44, count, self._scratch(), turn)
         if screened is None:
             row_N = np.arange(sum(part.stop - part.start for part in parts))
             pose_N44 = screening.poses(parts, row_N)
@@ -131,6 +132,21 @@ class PoseIndex:
             distance_N = retrieval.combined(length_sq_N, turn_N, screened.maxima)
         return self._select(parts, row_N, distance_N, allowed, count)
 
+    def nearest_views(
+        self, allowed: range, query_c2w_F44: NDArray[np.float32], count: int, *, depth: float
+    ) -> list[int]:
+        """The `count` stored chunks within `allowed` that looked at a point nearest to the query's, nearest first.
+
+        The points lie `depth` before the cameras. Of equally near chunks the newer comes first. Not with `parity`.
+        """
+        parts = self._parts(allowed)
+        if not parts:
+            return []
+        query_44 = retrieval.mean_pose(query_c2w_F44)
+        row_N = screening.screen_views(parts, query_44, depth, retrieval.checked(count), self._scratch())
+        apart_sq_N = retrieval.views_apart_sq(screening.poses(parts, row_N), query_44, depth)
+        return self._select(parts, row_N, apart_sq_N, allowed, count)
+
     def copy(self) -> PoseIndex:
         """An index of its own with the same entries (a fork); rows are shared until one of the two writes."""
         twin = PoseIndex(parity=self.parity)
@@ -139,11 +155,11 @@ class PoseIndex:
         twin._blocks, twin._gone, twin._count = list(self._blocks), set(self._gone), self._count
         return twin
 
-    def _screen(self, parts: list[Part], query_44: Floats, count: int, turn: Turn) -> screening.Screened | None:
+    def _scratch(self) -> screening.Singles:
         room = len(self._blocks) * BLOCK_ROWS
         if self._scratch_3N.shape[1] < room:
             self._scratch_3N = np.empty((3, room), np.float32)
-        return screening.screen(parts, query_44, count, self._scratch_3N, turn)
+        return self._scratch_3N
 
     def _select(self, parts: list[Part], row_N: Ints, distance_N: Floats, allowed: range, count: int) -> list[int]:
         """The best chunks of the rows, each of which holds at least one."""

@@ -1,7 +1,8 @@
 """How past chunks are ranked, by name; what `MemoryPolicy.ranking` chooses from. Pure, numpy only.
 
 - `pose`: distance of mean poses, as published. Fast at any number of chunks (`worldkv.memory.index`).
-- `overlap`: how much of what the camera will see a chunk saw, of those nearest by pose; nothing blocks the sight.
+- `overlap`: how much of what the camera will see a chunk saw, of those that looked at a point nearest to the one it
+  will look at; nothing blocks the sight. As fast.
 - `yaw`: as `pose`, with |yaw| + |pitch| in place of the angle, for poses integrated from actions. As fast.
 - `random`: drawn without replacement, the baseline. O(N).
 
@@ -24,7 +25,10 @@ from worldkv.memory.retrieval import Floats
 Ranking = Literal["pose", "overlap", "yaw", "random"]
 
 OVERLAP_SHORTLIST = 256
-"""Chunks, nearest by pose, among which overlap decides: 1 us each, and a chunk behind 256 others sees little new."""
+"""Chunks among which overlap decides. Out of 20,000 the best four of them see at most 0.3 % less than the best of all;
+of as many that are nearest by pose, up to 14 % less."""
+VIEW_MIDDLE = 5 / 8
+"""How far before the camera lies the point that stands for its view, as a share of `sight`."""
 OVERLAP_PROBES = 64
 """Points looked for in each view: with 512, which take 4 times as long, the chosen see at most 0.7 % more."""
 NEAR_SHARE = 1 / 64
@@ -50,7 +54,8 @@ def choose(ranking: Ranking, index: PoseIndex, allowed: range, query: Query, cou
     if ranking == "yaw":
         return index.nearest(allowed, query.c2w_F44, count, turn=retrieval.yaw_and_pitch)
     if ranking == "overlap":
-        chunk_N = index.nearest(allowed, query.c2w_F44, max(count, OVERLAP_SHORTLIST))
+        shortlist = max(count, OVERLAP_SHORTLIST)
+        chunk_N = index.nearest_views(allowed, query.c2w_F44, shortlist, depth=VIEW_MIDDLE * sight)
         frustum = centred_frustum(query.intrinsics_4, sight)
         return by_overlap(chunk_N, index.mean_poses(chunk_N), retrieval.mean_pose(query.c2w_F44), frustum, count)
     stored_N = index.candidates(allowed)

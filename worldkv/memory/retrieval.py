@@ -86,6 +86,12 @@ def length_sq(pose_N44: Floats, query_44: Floats) -> Floats:
     return _sum_of_squares((pose_N44[:, :3, 3] - query_44[:3, 3]).T)
 
 
+def views_apart_sq(pose_N44: Floats, query_44: Floats, depth: float) -> Floats:
+    """Squared distance [N] of the points `depth` before the cameras. A row's value depends on no other row."""
+    point_N3 = pose_N44[:, :3, 3] + depth * pose_N44[:, :3, 2]
+    return _sum_of_squares((point_N3 - (query_44[:3, 3] + depth * query_44[:3, 2])).T)
+
+
 def angle(pose_N44: Floats, query_44: Floats, *, parity: bool = False) -> Floats:
     """Angle [N] between rotations in radians. A row's value does not depend on the other rows."""
     rotation_N33, rotation_33 = pose_N44[:, :3, :3], query_44[:3, :3]

@@ -105,6 +105,36 @@ def screen(
     return Screened(np.flatnonzero(value_N <= limit), maxima)
 
 
+def screen_views(parts: Sequence[Part], query_44: Floats, depth: float, count: int, scratch_3N: Singles) -> Ints:
+    """Rows that may be among the `count` least by `retrieval.views_apart_sq`, ascending; all where that is cheaper.
+
+    Poses must be rotations. `scratch_3N` is overwritten; it has room for all rows.
+    """
+    starts = _starts(parts)
+    value_N, spread_sq = scratch_3N[0, : starts[-1]], 0.0
+    for part, (start, stop) in zip(parts, itertools.pairwise(starts), strict=True):
+        x, y, z = (query_44[:3, 3] + depth * query_44[:3, 2] - part.rows.origin_3).tolist()
+        own_sq = x * x + y * y + z * z
+        spread_sq = max(spread_sq, (part.rows.reach + own_sq**0.5 + depth) ** 2)
+        if not spread_sq < LONGEST_SQ:
+            return np.arange(starts[-1])
+        # |place + depth forward - point|^2, multiplied out
+        place_4 = np.array([-2 * x, -2 * y, -2 * z, 1.0], np.float32)
+        forward_4 = np.array([-2 * depth * x, -2 * depth * y, -2 * depth * z, 2 * depth], np.float32)
+        value_R, more_R = value_N[start:stop], scratch_3N[1, start:stop]
+        np.matmul(place_4, part.rows.place_4R[:, part.used], out=value_R)
+        np.matmul(forward_4, part.rows.forward_4R[:, part.used], out=more_R)
+        np.add(value_R, more_R, out=value_R)
+        np.add(value_R, np.float32(own_sq + depth * depth), out=value_R)
+    if not count or starts[-1] < 2 * max(SAMPLE_COLUMNS, 4 * count):
+        return np.arange(starts[-1])
+    sample_n = _sample(value_N, count)
+    apart_n = retrieval.views_apart_sq(poses(parts, sample_n), query_44, depth)
+    error = 2 * LENGTH_UNITS * UNIT * spread_sq + UNDERFLOW
+    limit = np.nextafter(np.float32(np.partition(apart_n, count - 1)[count - 1] + error), np.float32(np.inf))
+    return np.flatnonzero(value_N <= limit)
+
+
 def poses(parts: Sequence[Part], row_n: Ints) -> Floats:
     """Mean poses [n, 4, 4] of rows numbered over all parts, ascending."""
     return picked(parts, row_n, lambda rows: rows.pose_R44)

@@ -67,6 +67,14 @@ def brute_force(
     return retrieval.select(distance_N, list(poses), count).tolist()
 
 
+def nearest_views(poses: dict[int, np.ndarray], query: np.ndarray, count: int, depth: float) -> list[int]:
+    if not poses:
+        return []
+    mean_N44 = np.stack([retrieval.mean_pose(pose) for pose in poses.values()])
+    apart_sq_N = retrieval.views_apart_sq(mean_N44, retrieval.mean_pose(query), depth)
+    return retrieval.select(apart_sq_N, list(poses), count).tolist()
+
+
 @pytest.mark.parametrize("kind", MOTIONS)
 @settings(deadline=None, max_examples=15)
 @given(
@@ -94,6 +102,7 @@ def test_selects_what_brute_force_selects(kind, seed, chunks, count, forgotten_s
         if not parity:
             expected = brute_force(left, query, count, turn=yaw_and_pitch)
             assert index.nearest(allowed, query, count, yaw_and_pitch) == expected
+            assert index.nearest_views(allowed, query, count, depth=1.5) == nearest_views(left, query, count, 1.5)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1.0, 1e12, 1e20])
@@ -105,6 +114,8 @@ def test_no_unit_of_length_is_too_small_or_large(scale):
         index.add(chunk, pose)
     expected = brute_force(dict(enumerate(poses_N144[:-1])), poses_N144[-1], 4)
     assert index.nearest(range(200), poses_N144[-1], 4) == expected
+    seen = nearest_views(dict(enumerate(poses_N144[:-1])), poses_N144[-1], 4, float(scale))
+    assert index.nearest_views(range(200), poses_N144[-1], 4, depth=float(scale)) == seen
 
 
 @pytest.mark.parametrize("turn", [*screening.TURN_BOUNDS], ids=lambda turn: turn.__name__)
@@ -118,3 +129,12 @@ def test_few_of_many_rows_are_left_to_rank(turn):
     scratch = np.empty((3, 3000), np.float32)
     screened = screening.screen(parts, retrieval.mean_pose(poses_N144[-1]), 4, scratch, turn)
     assert 4 <= len(screened.row_N) <= 30
+
+
+def test_few_of_many_rows_are_left_to_rank_by_view():
+    poses_N144 = motion("anywhere", 3001, np.random.default_rng(0))
+    index = PoseIndex(parity=False)
+    for chunk in range(3000):
+        index.add(chunk, poses_N144[chunk])
+    query_44, scratch = retrieval.mean_pose(poses_N144[-1]), np.empty((3, 3000), np.float32)
+    assert 4 <= len(screening.screen_views(index._parts(range(3000)), query_44, 1.0, 4, scratch)) <= 30
