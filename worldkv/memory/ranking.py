@@ -25,8 +25,8 @@ from worldkv.memory.retrieval import Floats
 Ranking = Literal["pose", "overlap", "yaw", "random"]
 
 OVERLAP_SHORTLIST = 128
-"""Chunks among which overlap decides. The four chosen out of 20,000 see on average 98 % or more of what the best four of
-all see (`benchmarks/retrieval_index_cpu_202611.md`)."""
+"""Chunks among which overlap decides. Four chosen out of 20,000 see on average 98 % or more of what the best four see
+(`benchmarks/retrieval_index_cpu_202611.md`)."""
 VIEW_MIDDLE = 5 / 8
 """How far before the camera lies the point that stands for its view, as a share of `sight`."""
 OVERLAP_PROBES = 64
