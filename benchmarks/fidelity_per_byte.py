@@ -1,49 +1,72 @@
 """What a stored byte buys: fidelity on revisits per codec and pruning, against the bytes of a stored chunk.
 
-    python benchmarks/fidelity_per_byte.py --worlds 64 --batch 64 --device cuda --out fidelity_per_byte_h200_202611
+    python benchmarks/fidelity_per_byte.py --worlds 32 --device cuda --out fidelity_per_byte_h200_202611
 
-Policies are the default `worldkv` with another codec and pruning. Writes OUT.md, OUT.json and OUT.png; on the plot the
-frontier joins the policies that no other beats in both bytes and PSNR.
+Policies are the default `worldkv` with another codec and pruning. Writes OUT.md and OUT.json after every policy, the
+most telling first, and OUT.png; where matplotlib is missing, `--redraw --out OUT` makes that from OUT.json elsewhere.
+Needs torch, numpy, scipy, safetensors, msgpack and xxhash.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from recording import circumstances, markdown_table, save
+from scipy.special import stdtrit
 
 from worldkv.eval.benchmark import Row, Settings, cases, run
-from worldkv.memory.policy import parse_policy
-from worldkv.models.rooms.model import RoomsModel
+from worldkv.memory.policy import PRESETS, parse_policy
+from worldkv.models.rooms.model import SHIPPED_WEIGHTS, RoomsModel
 
+Way = tuple[str, str, str]
+"""codec, pruning, keep ratio"""
 UNPRUNED = "no pruning"
-# How each way of pruning is drawn: marker and one of Okabe and Ito's colours.
-STYLES = {UNPRUNED: ("o", "#009E73"), "centroid": ("s", "#D55E00"), "nearest": ("^", "#0072B2")}
 WITHOUT_MEMORY = "sliding"
-# Their neighbours have it on the right: int8 takes nearly the bytes of fp8, and both rules of pruning take the same.
-LABEL_ON_THE_LEFT = {"fp8", "centroid"}
-# Half of the tokens take 50.4 % of the bytes, int8 codes with their scales 51.7 %: that counts as the same.
-SAME_BYTES = 1.05
+CODECS = ("bf16", "int8", "fp8", "int4", "int3")
+KEEPS = {"centroid": ("0.25", "0.33", "0.5", "0.75"), "nearest": ("0.5",)}
+# One token of each latent frame but the anchor: less than this the published pruning cannot store.
+LEAST_KEEP = "0.015"
+# Its curve of fidelity against bytes.
+PUBLISHED: list[Way] = [("bf16", "centroid", keep) for keep in (LEAST_KEEP, *KEEPS["centroid"])] + [
+    ("bf16", UNPRUNED, "")
+]
+DEFAULT: Way = (PRESETS["worldkv"].codec, UNPRUNED, "")
+ASKED_GAIN_DB = 3.0
 
 
 @dataclass(frozen=True)
 class Point:
     """One way of storing, and what it gave."""
 
-    codec: str
-    pruning: str
-    keep: float | None
+    way: Way
     row: Row
 
     @property
+    def codec(self) -> str:
+        """Its name."""
+        return self.way[0]
+
+    @property
+    def pruning(self) -> str:
+        """UNPRUNED, or the rule."""
+        return self.way[1]
+
+    @property
+    def keep(self) -> float | None:
+        """Share of tokens kept of each latent frame but the anchor."""
+        return float(self.way[2]) if self.way[2] else None
+
+    @property
     def label(self) -> str:
-        """As on the plot."""
-        return self.codec if self.keep is None else f"{self.codec}, keep {self.keep:g}"
+        """Codec and pruning."""
+        return f"{self.codec}, {self.pruning}" + ("" if self.keep is None else f", keep {self.keep:g}")
 
     @property
     def kib(self) -> float:
@@ -51,13 +74,16 @@ class Point:
         return self.row.stored_bytes_per_chunk / 1024
 
 
-def wanted(codecs: Sequence[str], pruned: Sequence[str], keeps: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Policy -> codec, pruning and keep ratio: every codec alone, some with both rules and all ratios."""
-    policies = {f"worldkv/codec={codec}": (codec, UNPRUNED, "") for codec in codecs}
-    for rule in ("centroid", "nearest"):
-        for codec in pruned:
-            policies |= {f"worldkv/codec={codec}/keep={keep}/rule={rule}": (codec, rule, keep) for keep in keeps}
-    return policies
+def wanted(codecs: Sequence[str]) -> dict[str, Way]:
+    """Policy -> way of storing: the default, the published curve, all codecs alone, then pruned."""
+    ways = [DEFAULT, *PUBLISHED, *((codec, UNPRUNED, "") for codec in codecs)]
+    ways += [(codec, rule, keep) for rule, keeps in KEEPS.items() for keep in keeps for codec in codecs]
+    return {_policy(way): way for way in ways}
+
+
+def _policy(way: Way) -> str:
+    codec, pruning, keep = way
+    return f"worldkv/codec={codec}" + (f"/keep={keep}/rule={pruning}" if keep else "")
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -69,131 +95,173 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def draw(points: Sequence[Point], without_memory: Row, path: Path) -> None:
-    """PSNR with its interval against KiB per stored chunk."""
-    figure = Figure(figsize=(8.4, 5.2), layout="constrained")
-    axes = figure.subplots()
-    best = frontier(points)
-    axes.plot(
-        [p.kib for p in best],
-        [p.row.psnr_mean for p in best],
-        color="#009E73",
-        alpha=0.35,
-        linewidth=6,
-        label="frontier",
-    )
-    for pruning, (marker, colour) in STYLES.items():
-        group = [p for p in points if p.pruning == pruning]
-        _errorbar(axes, group, marker, colour, pruning if pruning == UNPRUNED else f"pruned, {pruning}")
-    axes.axhline(without_memory.psnr_mean, color="#5d6875", linestyle=":", label="sliding window, no memory")
-    first = points[0].row
-    axes.set(
-        title=f"What a stored byte buys: path {first.path}, {first.frames} frames, {first.worlds} worlds",
-        xlabel="KiB per stored chunk (log scale)",
-        ylabel="PSNR on revisits, dB (mean, 95 % interval over worlds)",
-        xscale="log",
-    )
-    # By the means: the interval of two worlds is wider than anything worth seeing, and may leave the plot.
-    axes.set_ylim(without_memory.psnr_mean - 1.5, max(p.row.psnr_mean for p in points) + 2.5)
-    axes.xaxis.set_major_locator(LogLocator(2))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="best")
-    figure.savefig(path, dpi=150)
-
-
-def _errorbar(axes: Axes, group: Sequence[Point], marker: str, colour: str, label: str) -> None:
-    interval = [p.row.psnr_ci95 for p in group]
-    at = [p.kib for p in group], [p.row.psnr_mean for p in group]
-    axes.errorbar(*at, interval, color=colour, marker=marker, linestyle="none", ecolor=(colour, 0.4), label=label)
-    for point in group:
-        x, y = (-5 if {point.codec, point.pruning} & LABEL_ON_THE_LEFT else 5), (5 if point.keep is None else -11)
-        axes.annotate(
-            point.label,
-            (point.kib, point.row.psnr_mean),
-            xytext=(x, y),
-            textcoords="offset points",
-            ha="left" if x > 0 else "right",
-            fontsize=7.5,
-            color=colour,
-        )
-
-
 def table(points: Sequence[Point]) -> str:
     """A line per policy, smallest first."""
     best = frontier(points)
-    heads = ["codec", "pruning", "KiB per chunk", "window tokens", "PSNR dB ± 95 %", "SSIM", "frontier"]
+    unpruned = max(p.kib for p in points)
+    heads = ["codec and pruning", "KiB per chunk", "% of the largest", "window tokens", "PSNR dB", "95 %", "SSIM"]
     lines = []
     for p in sorted(points, key=lambda p: p.kib):
-        psnr = f"{p.row.psnr_mean:.2f}" + ("" if p.row.worlds < 2 else f" ± {p.row.psnr_ci95:.2f}")
-        pruning = p.pruning if p.keep is None else f"{p.pruning}, keep {p.keep:g}"
-        cells = [p.codec, pruning, f"{p.kib:,.0f}", f"{p.row.window_tokens_mean:,.0f}", psnr, f"{p.row.ssim_mean:.3f}"]
-        lines.append([*cells, "yes" if p in best else ""])
+        sizes = [f"{p.kib:,.0f}", f"{100 * p.kib / unpruned:.1f}", f"{p.row.window_tokens_mean:,.0f}"]
+        psnr = [f"{p.row.psnr_mean:.2f}", f"± {p.row.psnr_ci95:.2f}" if p.row.worlds > 1 else "-"]
+        lines.append([p.label, *sizes, *psnr, f"{p.row.ssim_mean:.3f}", "yes" if p in best else ""])
+    return markdown_table([*heads, "frontier"], lines)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A policy against the published pruning at as many bytes."""
+
+    point: Point
+    published_kib: float
+    published_db: float
+    db: float
+    ci95: float
+    """Half width of the 95 % interval of the mean difference over worlds; NaN for a single world."""
+
+
+def gain(point: Point, published: Sequence[Point]) -> Gain:
+    """By linear interpolation over the logarithm of bytes, world by world.
+
+    A point smaller than anything the published pruning can store is compared with the smallest that it can, which takes
+    more bytes; so the gain at equal bytes is at least what is told.
+    """
+    curve = sorted(published, key=lambda p: p.kib)
+    sizes = [math.log(p.kib) for p in curve]
+    at = min(max(math.log(point.kib), sizes[0]), sizes[-1])
+    rival_W = np.array(
+        [np.interp(at, sizes, psnr) for psnr in zip(*(p.row.psnr_per_world for p in curve), strict=True)]
+    )
+    gain_W = np.array(point.row.psnr_per_world) - rival_W
+    n = len(gain_W)
+    ci95 = float(stdtrit(n - 1, 0.975) * gain_W.std(ddof=1) / n**0.5) if n > 1 else math.nan
+    return Gain(point, math.exp(at), float(rival_W.mean()), float(gain_W.mean()), ci95)
+
+
+def gains(points: Sequence[Point]) -> list[Gain]:
+    """Of all that is not on the published curve itself, smallest first; none before that curve is there."""
+    published = [p for p in points if p.way in PUBLISHED]
+    if len(published) < len(PUBLISHED):
+        return []
+    return [gain(p, published) for p in sorted(points, key=lambda p: p.kib) if p.way not in PUBLISHED]
+
+
+def equal_bytes(found: Sequence[Gain]) -> str:
+    """The gains as a table."""
+    heads = ["codec and pruning", "KiB", "dB", "published at KiB", "dB", "gain dB", "95 %"]
+    lines = [
+        [
+            *(g.point.label, f"{g.point.kib:,.0f}", f"{g.point.row.psnr_mean:.2f}"),
+            *(f"{g.published_kib:,.0f}", f"{g.published_db:.2f}", f"{g.db:+.2f}"),
+            f"± {g.ci95:.2f}" if g.ci95 == g.ci95 else "-",
+        ]
+        for g in found
+    ]
     return markdown_table(heads, lines)
 
 
-def at_equal_bytes(points: Sequence[Point]) -> str:
-    """Each pruned policy against the best unpruned one of its size."""
-    heads = ["pruned", "its KiB", "its dB", "unpruned codec", "its KiB", "its dB", "gain dB"]
-    lines = []
-    for p in sorted((p for p in points if p.keep is not None), key=lambda p: -p.kib):
-        rivals = [q for q in points if q.keep is None and q.kib <= SAME_BYTES * p.kib]
-        if rivals:
-            q = max(rivals, key=lambda q: q.row.psnr_mean)
-            gain = q.row.psnr_mean - p.row.psnr_mean
-            line = [f"{p.label}, {p.pruning}", f"{p.kib:,.0f}", f"{p.row.psnr_mean:.2f}"]
-            lines.append([*line, q.codec, f"{q.kib:,.0f}", f"{q.row.psnr_mean:.2f}", f"{gain:+.2f}"])
-    return markdown_table(heads, lines)
+def verdict(points: Sequence[Point]) -> str:
+    """Whether the default lies on the frontier, and by how much it beats the published pruning."""
+    default = next((p for p in points if p.way == DEFAULT), None)
+    own = next((g for g in gains(points) if g.point is default), None)
+    if default is None or own is None:
+        return "The default or the published curve is not measured."
+    lies = "lies" if default in frontier(points) else "does not lie"
+    smaller = default.kib < own.published_kib * 0.999
+    least = f" (which never takes less than {own.published_kib:,.0f} KiB, so at equal bytes it is at least that)"
+    return (
+        f"The default, {default.label}, {default.kib:,.0f} KiB, {lies} on the frontier. Against the published pruning"
+        f"{least if smaller else ' at equal bytes'} it gains {own.db:+.2f} dB"
+        f"{f' ± {own.ci95:.2f}' if own.ci95 == own.ci95 else ''}; asked: {ASKED_GAIN_DB:g} or more."
+    )
 
 
 def report(points: Sequence[Point], without_memory: Row, name: str) -> str:
     """The body of the .md file."""
     worlds, path, frames = without_memory.worlds, without_memory.path, without_memory.frames
     return (
+        f"{verdict(points)}\n\n"
         f"{worlds} worlds, the same for all policies; path {path}, {frames} frames, the first half shown; PSNR where "
         f"the camera sees a place again. Without memory (sliding window): {without_memory.psnr_mean:.2f} dB.\n\n"
         f"![PSNR against bytes]({name}.png)\n\n{table(points)}\n\n## At equal bytes\n\n"
-        "Each pruned policy, and the best codec without pruning that takes at most 5 % more bytes.\n\n"
-        f"{at_equal_bytes(points)}"
+        "Against bf16 pruned by centroid, interpolated in the logarithm of bytes, world by world; its ends are one "
+        "token of each latent frame but the anchor, and no pruning. Below its smallest size that one is the rival, "
+        f"with more bytes. Intervals are of the paired difference.\n\n{equal_bytes(gains(points))}"
     )
 
 
-def main() -> None:
-    """Measure, print, and write after every policy."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--worlds", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8, help="worlds rolled out together")
-    parser.add_argument("--frames", type=int, default=96)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--codecs", default="bf16,int8,fp8,int4,int3")
-    parser.add_argument("--pruned-codecs", default="bf16,int8,int4")
-    parser.add_argument("--keeps", default="0.5,0.25", help="shares of each latent frame but the anchor that are kept")
-    parser.add_argument("--out", type=Path, required=True, help="write OUT.md, OUT.json and OUT.png")
-    given = parser.parse_args()
-    model = RoomsModel.load(device=torch.device(given.device))
-    ways = wanted(given.codecs.split(","), given.pruned_codecs.split(","), given.keeps.split(","))
-    policies = [parse_policy(text) for text in (WITHOUT_MEMORY, *ways)]
-    settings = Settings(worlds=given.worlds, batch=min(given.batch, given.worlds))
+def write(out: Path, facts: dict[str, str], rows: Sequence[Row], ways: dict[str, Way]) -> list[Point]:
+    """Table and rows as far as they are there, so that a run cut short has a result."""
+    without_memory, *remembering = rows
+    points = [Point(ways[row.policy], row) for row in remembering]
+    body = report(points, without_memory, out.name)
+    save(out, "Fidelity per stored byte", body, {"circumstances": facts, "rows": [row.as_json() for row in rows]})
+    return points
+
+
+def plot(out: Path, points: Sequence[Point], without_memory: Row) -> None:
+    """OUT.png, or a word about why not."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"no plot: matplotlib is missing; python benchmarks/fidelity_per_byte.py --redraw --out {out} elsewhere")
+        return
+    from fidelity_plot import draw
+
+    published = sorted((p for p in points if p.way in PUBLISHED), key=lambda p: p.kib)
+    draw(points, {"frontier": frontier(points), "published: bf16, centroid": published}, without_memory, out)
+
+
+def redraw(out: Path) -> None:
+    """Table and plot from the rows of OUT.json."""
+    content = json.loads(out.with_suffix(".json").read_text())
+    rows = [
+        Row(**{name: math.nan if value is None else value for name, value in stored.items()})
+        for stored in content["rows"]
+    ]
+    points = write(out, content["circumstances"], rows, wanted(CODECS))
+    plot(out, points, rows[0])
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Roll out, print, and write after every policy."""
+    device = torch.device(given.device)
+    model = RoomsModel.load(given.weights, device)
+    ways = wanted(given.codecs.split(","))
+    policies = [parse_policy(text) for text in (WITHOUT_MEMORY, *ways)][: given.first]
+    batch = given.batch or (given.worlds if device.type == "cuda" else 8)
+    settings = Settings(worlds=given.worlds, batch=min(batch, given.worlds))
     rows: list[Row] = []
+    points: list[Point] = []
+    started = time.perf_counter()
     for row in run(model, settings, cases(policies, ["back"], [given.frames], ["truth"])):
-        print(f"{row.policy:45} {row.stored_bytes_per_chunk / 1024:8.0f} KiB {row.psnr_mean:6.2f} dB", flush=True)
+        now = time.perf_counter()
+        kib = row.stored_bytes_per_chunk / 1024
+        print(f"{row.policy:45} {kib:8.0f} KiB {row.psnr_mean:6.2f} dB {now - started:6.1f} s", flush=True)
+        started = now
         rows.append(row)
         if len(rows) > 1:
             facts = circumstances(model.device) | {"rooms weights": model.epoch}
-            write(given.out, facts | {"policies measured": f"{len(rows)} of {len(policies)}"}, rows, ways)
+            points = write(given.out, facts | {"policies measured": f"{len(rows)} of {len(policies)}"}, rows, ways)
+    print(verdict(points))
+    plot(given.out, points, rows[0])
 
 
-def write(out: Path, facts: dict[str, str], rows: Sequence[Row], ways: Mapping[str, tuple[str, str, str]]) -> None:
-    """Plot, table and rows as far as they are there, so that a run cut short has a result."""
-    without_memory, *remembering = rows
-    points = []
-    for row in remembering:
-        codec, pruning, keep = ways[row.policy]
-        points.append(Point(codec, pruning, float(keep) if keep else None, row))
-    draw(points, without_memory, out.with_suffix(".png"))
-    body = report(points, without_memory, out.name)
-    save(out, "Fidelity per stored byte", body, {"circumstances": facts, "rows": [row.as_json() for row in rows]})
+def main() -> None:
+    """Measure, or draw what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--worlds", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="worlds rolled out together; default: all on a GPU, 8 on a CPU")
+    parser.add_argument("--frames", type=int, default=96)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS, help="folder of rooms weights")
+    parser.add_argument("--codecs", default=",".join(CODECS))
+    parser.add_argument("--first", type=int, help="stop after so many policies; 12: no more than a verdict needs")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing: OUT.md and OUT.png from OUT.json")
+    parser.add_argument("--out", type=Path, required=True, help="write OUT.md, OUT.json and OUT.png")
+    given = parser.parse_args()
+    if given.redraw:
+        redraw(given.out)
+    else:
+        measure(given)
 
 
 if __name__ == "__main__":

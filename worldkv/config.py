@@ -106,7 +106,7 @@ class TierConfig(_Section):
     low_watermark_ratio: float = Field(1.0, gt=0, le=1)
     """... down to here."""
     detail: tuple[str, ...] = ()
-    """What chunks here are reduced to before one of them leaves, such as [int4, int4/keep=0.5]."""
+    """What chunks here are reduced to before one of them leaves, such as [int4, int4/keep=0.5/rule=nearest]."""
 
     @property
     def keeps(self) -> bool:

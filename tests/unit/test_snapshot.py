@@ -104,7 +104,7 @@ def test_everything_about_the_session_comes_back(tiny, make_walk, make_memory):
     np.testing.assert_array_equal(twin.trajectory.intrinsics_F4, trajectory.intrinsics_F4)
     assert twin.serial != session.serial
     assert twin.index.parity
-    assert twin.index.candidates(range(99)) == session.index.candidates(range(99)) == [1, 2]
+    assert twin.index.chunks() == session.index.chunks() == [1, 2]
     assert twin.memory is memory
     assert [c.tenant for c in memory.held(twin.stored.values(), tenant="ours").values()] == ["ours", "ours"]
 

@@ -17,7 +17,7 @@ from worldkv.camera.poses import FloatArray, invert_poses
 from worldkv.errors import TrajectoryError
 
 DEFAULT_PROBE_COUNT = 512
-# Against 20,000 points the overlap is off by 0.005 on average and 0.02 at most; 400 candidates take 4 ms.
+# Against 20,000 points the overlap is off by 0.005 on average and 0.02 at most.
 
 _PLASTIC_NUMBER_3 = 1.2207440846057596
 # The root of x⁴ = x + 1. Its powers step a sequence that fills three dimensions evenly (Roberts' R3).
@@ -79,12 +79,23 @@ def view_overlap(
     All cameras share one frustum. A candidate with the query's pose sees everything. Not symmetric: who steps
     back still sees what was in front, but not the reverse.
     """
-    to_candidate_N44 = invert_poses(candidates_N44) @ query_44
-    turned_N3P = to_candidate_N44[:, :3, :3] @ probe_points(frustum, count).T
-    x_NP, y_NP, z_NP = np.moveaxis(turned_N3P + to_candidate_N44[:, :3, 3:], 1, 0)
-    seen_NP = (z_NP >= frustum.near) & (z_NP <= frustum.far)
-    # Multiplying by z instead of dividing: a point beside the camera has z near 0.
-    seen_NP &= (x_NP >= frustum.left * z_NP) & (x_NP <= frustum.right * z_NP)
-    seen_NP &= (y_NP >= frustum.top * z_NP) & (y_NP <= frustum.bottom * z_NP)
-    share_N: FloatArray = seen_NP.mean(axis=1)
+    plane_N64 = _planes(frustum) @ invert_poses(candidates_N44)
+    probe_4P = query_44 @ np.concatenate([probe_points(frustum, count).T, np.ones((1, count))])
+    inside_N6P = (plane_N64.reshape(-1, 4) @ probe_4P >= 0).reshape(-1, 6, count)
+    share_N: FloatArray = inside_N6P.all(axis=1).mean(axis=1)
     return share_N
+
+
+def _planes(frustum: Frustum) -> FloatArray:
+    """The sides [6, 4]: a point (x, y, z, 1) of the camera frame lies inside where no product is negative."""
+    planes: FloatArray = np.array(
+        [
+            [0, 0, 1, -frustum.near],
+            [0, 0, -1, frustum.far],
+            [1, 0, -frustum.left, 0],
+            [-1, 0, frustum.right, 0],
+            [0, 1, -frustum.top, 0],
+            [0, -1, frustum.bottom, 0],
+        ]
+    )
+    return planes

@@ -78,6 +78,8 @@ class Row:
     worlds: int
     scored_frames_mean: float
     """Revisit frames per world."""
+    psnr_per_world: tuple[float, ...] = ()
+    """By seed, worlds without a revisit left out: the same worlds under every policy, to be compared pair by pair."""
 
     def as_json(self) -> dict[str, object]:
         """The row as plain JSON values; None for what could not be measured, because JSON has no NaN."""
@@ -194,6 +196,7 @@ def _case(
         retrieved_mean=_mean([x.retrieved for x in outcomes]),
         worlds=len(scored),
         scored_frames_mean=_mean([x.scored for x in scored]),
+        psnr_per_world=tuple(round(x.psnr, 4) for x in scored),
     )
 
 

@@ -28,13 +28,16 @@ from worldkv.errors import ConfigError
 NORM_EPSILON = 1e-8
 
 
+Rule = Literal["centroid", "nearest"]
+
+
 @dataclass(frozen=True)
 class Pruning:
     """How much of a chunk to keep, and by which rule."""
 
     keep_ratio: float
     """Kept share of each latent frame but the anchor, in (0, 1]: ceil(keep_ratio * S) tokens."""
-    rule: Literal["centroid", "nearest"] = "centroid"
+    rule: Rule = "centroid"
     """What a token is compared with: the mean anchor key, or the most similar anchor token."""
     pooled: bool = False
     """True shares one budget among the latent frames; False gives each the same. The total is the same."""

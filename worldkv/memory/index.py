@@ -8,7 +8,6 @@ Shapes: N chunks or rows, F latent frames of a chunk.
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from worldkv.errors import ChunkNotFound
 from worldkv.memory import retrieval, screening
 from worldkv.memory.pose_rows import BLOCK_ROWS, Part, PoseRows
-from worldkv.memory.retrieval import Floats, Ints
+from worldkv.memory.retrieval import Floats, Ints, Turn
 
 # A fork's next chunk opens a block of its own rather than copy a shared one that is larger than this: 0.2 MB. Smaller
 # ones are copied, lest a session that is forked often consist of crumbs.
@@ -35,7 +34,7 @@ class PoseIndex:
         self._gone: set[int] = set()
         """Forgotten chunks that lie inside a row's run."""
         self._count = 0
-        self._scratch_2N = np.empty((2, 0), np.float32)
+        self._scratch_3N = np.empty((3, 0), np.float32)
         """Kept from query to query: fresh memory costs as much as the work done in it."""
 
     def __len__(self) -> int:
@@ -71,17 +70,25 @@ class PoseIndex:
 
     def chunks(self) -> list[int]:
         """All chunks in the index, oldest first."""
-        return self.candidates(range(self._last() + 1)) if self._blocks else []
+        stored: list[int] = self.candidates(range(self._last() + 1)).tolist() if self._blocks else []
+        return stored
 
-    def candidates(self, allowed: range) -> list[int]:
+    def candidates(self, allowed: range) -> Ints:
         """Stored chunks within `allowed`, oldest first."""
-        runs = (
-            run
-            for part in self._parts(allowed)
-            for run in zip(part.rows.first_R[part.used].tolist(), part.rows.last_R[part.used].tolist(), strict=True)
-        )
-        inside = (range(max(first, allowed.start), min(last + 1, allowed.stop)) for first, last in runs)
-        return [chunk for chunk in itertools.chain.from_iterable(inside) if chunk not in self._gone]
+        parts = self._parts(allowed)
+        if not parts:
+            return np.arange(0)
+        first_N = np.concatenate([part.rows.first_R[part.used] for part in parts])
+        after_N = np.concatenate([part.rows.last_R[part.used] for part in parts]) + 1
+        first_N[0], after_N[-1] = max(first_N[0], allowed.start), min(after_N[-1], allowed.stop)
+        # Chunks that stand one after another differ from their place by the same number.
+        broken_n = np.flatnonzero(first_N[1:] != after_N[:-1])
+        start_n, stop_n = first_N[np.append(0, broken_n + 1)], after_N[np.append(broken_n, -1)]
+        length_n = stop_n - start_n
+        before_n = np.cumsum(length_n) - length_n
+        chunk_N: Ints = np.repeat(start_n - before_n, length_n) + np.arange(length_n.sum())
+        gone_n = np.array([chunk for chunk in self._gone if chunk in allowed], np.int64)
+        return np.delete(chunk_N, np.searchsorted(chunk_N, gone_n)) if len(gone_n) else chunk_N
 
     def mean_pose(self, chunk: int) -> Floats:
         """From where chunk `chunk` saw on average, [4, 4]. Raises ChunkNotFound if it is not in the index."""
@@ -91,27 +98,58 @@ class PoseIndex:
 
     def mean_poses(self, chunk_N: Sequence[int]) -> Floats:
         """From where chunks saw on average, [N, 4, 4]. Raises ChunkNotFound if one is not in the index."""
-        return np.array([self.mean_pose(chunk) for chunk in chunk_N]).reshape(-1, 4, 4)
+        chunk_n = np.asarray(chunk_N, np.int64)
+        pose_n44, known_n = np.empty((len(chunk_n), 4, 4)), np.zeros(len(chunk_n), bool)
+        for rows in self._blocks:
+            row_n = np.searchsorted(rows.first_R[: rows.count], chunk_n, side="right") - 1
+            here_n = (row_n >= 0) & (chunk_n <= rows.last_R[row_n])
+            pose_n44[here_n] = rows.pose_R44[row_n[here_n]]
+            known_n |= here_n
+        for chunk in (*chunk_n[~known_n].tolist(), *self._gone.intersection(chunk_n.tolist())):
+            self._find(chunk)  # raises
+        return pose_n44
 
-    def nearest(self, allowed: range, query_c2w_F44: NDArray[np.float32], count: int) -> list[int]:
+    def nearest(
+        self, allowed: range, query_c2w_F44: NDArray[np.float32], count: int, turn: Turn = retrieval.angle
+    ) -> list[int]:
         """The `count` stored chunks within `allowed` seen from nearest to the query's poses, nearest first.
 
-        Of equally near chunks the newer comes first.
+        Of equally near chunks the newer comes first. `turn` is a key of `screening.TURN_BOUNDS`; the published angle
+        where the index has `parity`.
         """
         parts = self._parts(allowed)
         if not parts:
             return []
         query_44 = retrieval.mean_pose(query_c2w_F44, parity=self.parity)
-        screened = None if self.parity else self._screen(parts, query_44, retrieval.checked(count))
+        retrieval.checked(count)
+        screened = None if self.parity else screening.screen(parts, query_44, count, self._scratch(), turn)
         if screened is None:
             row_N = np.arange(sum(part.stop - part.start for part in parts))
-            distance_N = retrieval.mean_pose_distance(screening.poses(parts, row_N), query_44, parity=self.parity)
+            pose_N44 = screening.poses(parts, row_N)
+            distance_N = retrieval.mean_pose_distance(
+                pose_N44, query_44, parity=self.parity, turn=None if self.parity else turn
+            )
         else:
             row_N = screened.row_N
             pose_N44 = screening.poses(parts, row_N)
-            length_sq_N, angle_N = retrieval.length_sq(pose_N44, query_44), retrieval.angle(pose_N44, query_44)
-            distance_N = retrieval.combined(length_sq_N, angle_N, screened.maxima)
+            length_sq_N, turn_N = retrieval.length_sq(pose_N44, query_44), turn(pose_N44, query_44)
+            distance_N = retrieval.combined(length_sq_N, turn_N, screened.maxima)
         return self._select(parts, row_N, distance_N, allowed, count)
+
+    def nearest_views(
+        self, allowed: range, query_c2w_F44: NDArray[np.float32], count: int, *, depth: float
+    ) -> list[int]:
+        """The `count` stored chunks within `allowed` that looked at a point nearest to the query's, nearest first.
+
+        The points lie `depth` before the cameras. Of equally near chunks the newer comes first. Not with `parity`.
+        """
+        parts = self._parts(allowed)
+        if not parts:
+            return []
+        query_44 = retrieval.mean_pose(query_c2w_F44)
+        row_N = screening.screen_views(parts, query_44, depth, retrieval.checked(count), self._scratch())
+        apart_sq_N = retrieval.views_apart_sq(screening.poses(parts, row_N), query_44, depth)
+        return self._select(parts, row_N, apart_sq_N, allowed, count)
 
     def copy(self) -> PoseIndex:
         """An index of its own with the same entries (a fork); rows are shared until one of the two writes."""
@@ -121,26 +159,29 @@ class PoseIndex:
         twin._blocks, twin._gone, twin._count = list(self._blocks), set(self._gone), self._count
         return twin
 
-    def _screen(self, parts: list[Part], query_44: Floats, count: int) -> screening.Screened | None:
+    def _scratch(self) -> screening.Singles:
         room = len(self._blocks) * BLOCK_ROWS
-        if self._scratch_2N.shape[1] < room:
-            self._scratch_2N = np.empty((2, room), np.float32)
-        return screening.screen(parts, query_44, count, self._scratch_2N)
+        if self._scratch_3N.shape[1] < room:
+            self._scratch_3N = np.empty((3, room), np.float32)
+        return self._scratch_3N
 
     def _select(self, parts: list[Part], row_N: Ints, distance_N: Floats, allowed: range, count: int) -> list[int]:
         """The best chunks of the rows, each of which holds at least one."""
         # A chunk behind `count` rows is behind a chunk of each of them.
         best_n = retrieval.select(distance_N, np.arange(len(row_N)), count)
         kept_n = np.sort(best_n)
-        chunk_rows = [
-            (distance, chunk)
-            for row, distance in zip(row_N[kept_n].tolist(), distance_N[kept_n].tolist(), strict=True)
-            for chunk in itertools.islice(self._newest(*_row_at(parts, row), allowed), count)
-        ]
-        if not chunk_rows:
-            return []
-        distance_n, chunk_n = zip(*chunk_rows, strict=True)
-        return [int(chunk) for chunk in retrieval.select(np.array(distance_n), chunk_n, count)]
+        first_n = np.maximum(screening.picked(parts, row_N[kept_n], lambda rows: rows.first_R), allowed.start)
+        last_n = np.minimum(screening.picked(parts, row_N[kept_n], lambda rows: rows.last_R), allowed.stop - 1)
+        # So many of a row's newest hold `count` that are not gone, if it has them.
+        length_n = np.minimum(last_n - first_n + 1, count + len(self._gone))
+        start_n = np.cumsum(length_n) - length_n
+        chunk_n = np.repeat(last_n + start_n, length_n) - np.arange(length_n.sum())
+        distance_n = np.repeat(distance_N[kept_n], length_n)
+        if self._gone:
+            here_n = np.array([chunk not in self._gone for chunk in chunk_n.tolist()], bool)
+            chunk_n, distance_n = chunk_n[here_n], distance_n[here_n]
+        nearest: list[int] = retrieval.select(distance_n, chunk_n, count).tolist()
+        return nearest
 
     def _parts(self, allowed: range) -> list[Part]:
         """The rows that hold a chunk within `allowed`."""
@@ -189,12 +230,3 @@ class PoseIndex:
         if self._blocks[block].frozen:
             self._blocks[block] = self._blocks[block].clone()
         return self._blocks[block]
-
-
-def _row_at(parts: list[Part], number: int) -> tuple[PoseRows, int]:
-    """The block, and the row in it, of a row numbered over all parts."""
-    for part in parts:
-        if number < part.stop - part.start:
-            return part.rows, part.start + number
-        number -= part.stop - part.start
-    raise AssertionError(f"row {number} lies past the last part")

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldkv.memory.retrieval import Floats
+from worldkv.memory.retrieval import Floats, yaw_pitch
 
 # Large enough that calls into numpy cost less than the work; a fork's first write copies one block, 6 MB at most.
 BLOCK_ROWS = 32_768
+SINGLES = ("place_4R", "forward_4R", "quaternion_4R", "yaw_pitch_2R")
+"""Columns of float32, rows last."""
 
 
 class PoseRows:
@@ -31,8 +33,12 @@ class PoseRows:
         """Oldest and newest chunk of each row."""
         self.place_4R = np.empty((4, BLOCK_ROWS), np.float32)
         """x, y, z from the origin, the square of their length."""
+        self.forward_4R = np.empty((4, BLOCK_ROWS), np.float32)
+        """x, y, z of the viewing direction, its product with the place from the origin."""
         self.quaternion_4R = np.empty((4, BLOCK_ROWS), np.float32)
         """w, x, y, z of the rotation."""
+        self.yaw_pitch_2R = np.empty((2, BLOCK_ROWS), np.float32)
+        """Of the rotation, as `retrieval.yaw_pitch`."""
         self.place_R = np.empty(BLOCK_ROWS, np.int64)
         self.turn_R = np.empty(BLOCK_ROWS, np.int64)
         """Numbers that rise where place or rotation differ from the row before: equal means equal to the last bit."""
@@ -68,7 +74,9 @@ class PoseRows:
         length_sq = float(place_3 @ place_3)
         with np.errstate(over="ignore"):  # beyond float32: `reach` tells, and such a block is not screened
             self.place_4R[:, row] = (*place_3, length_sq)
+            self.forward_4R[:, row] = (*pose_44[:3, 2], place_3 @ pose_44[:3, 2])
         self.quaternion_4R[:, row] = quaternion(pose_44[:3, :3])
+        self.yaw_pitch_2R[:, row] = yaw_pitch(pose_44[None])[:, 0]
         self.reach = max(self.reach, length_sq**0.5)
         self.extent = max(self.extent, float(np.abs(pose_44[:3, 3]).max()))
         self.count += 1
@@ -78,7 +86,8 @@ class PoseRows:
         stop = self.count
         for rows in (self.pose_R44, self.first_R, self.last_R, self.place_R, self.turn_R):
             rows[row : stop - 1] = rows[row + 1 : stop]
-        for columns in (self.place_4R, self.quaternion_4R):
+        for name in SINGLES:
+            columns = getattr(self, name)
             columns[:, row : stop - 1] = columns[:, row + 1 : stop]
         self.count -= 1
 
@@ -87,7 +96,8 @@ class PoseRows:
         twin, used = PoseRows(), slice(self.count)
         for name in ("pose_R44", "first_R", "last_R", "place_R", "turn_R"):
             getattr(twin, name)[used] = getattr(self, name)[used]
-        twin.place_4R[:, used], twin.quaternion_4R[:, used] = self.place_4R[:, used], self.quaternion_4R[:, used]
+        for name in SINGLES:
+            getattr(twin, name)[:, used] = getattr(self, name)[:, used]
         twin.count, twin.origin_3, twin.reach, twin.extent = self.count, self.origin_3, self.reach, self.extent
         return twin
 

@@ -10,7 +10,7 @@ and one chunk is never a candidate.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from worldkv.errors import ConfigError, TrajectoryError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Turn = Callable[[Floats, Floats], Floats]
+"""How far each of some poses [N, 4, 4] is turned from one pose: [N] in radians."""
 
 # A camera that stands still differs from itself only by the rounding of float32 poses. Divided by their own
 # maximum such differences would rank chunks by noise; below these spans all candidates count as equally
@@ -63,24 +65,31 @@ def mean_pose(c2w_NF44: NDArray[np.floating], *, parity: bool = False) -> Floats
     return mean
 
 
-def mean_pose_distance(pose_N44: Floats, query_44: Floats, *, parity: bool = False) -> Floats:
+def mean_pose_distance(pose_N44: Floats, query_44: Floats, *, parity: bool = False, turn: Turn | None = None) -> Floats:
     """Distance in [0, 1] of each mean pose to the query's, both from `mean_pose` with the same `parity`.
 
-    For callers that keep the mean poses; O(N). Only comparable among the candidates of one call.
+    For callers that keep the mean poses; O(N). Only comparable among the candidates of one call. `turn` takes the
+    place of `angle`.
     """
     if len(pose_N44) == 0:
         return np.zeros(0)
     length_sq_N = length_sq(pose_N44, query_44)
-    angle_N = angle(pose_N44, query_44, parity=parity)
+    turn_N = turn(pose_N44, query_44) if turn else angle(pose_N44, query_44, parity=parity)
     if parity:
-        return combined(length_sq_N, angle_N, Maxima(float(length_sq_N.max()), float(angle_N.max())))
+        return combined(length_sq_N, turn_N, Maxima(float(length_sq_N.max()), float(turn_N.max())))
     extent = max(float(np.abs(pose_N44[:, :3, 3]).max()), float(np.abs(query_44[:3, 3]).max()))
-    return combined(length_sq_N, angle_N, moving(float(length_sq_N.max()), float(angle_N.max()), extent))
+    return combined(length_sq_N, turn_N, moving(float(length_sq_N.max()), float(turn_N.max()), extent))
 
 
 def length_sq(pose_N44: Floats, query_44: Floats) -> Floats:
     """Squared distance [N] in place. A row's value does not depend on the other rows."""
     return _sum_of_squares((pose_N44[:, :3, 3] - query_44[:3, 3]).T)
+
+
+def views_apart_sq(pose_N44: Floats, query_44: Floats, depth: float) -> Floats:
+    """Squared distance [N] of the points `depth` before the cameras. A row's value depends on no other row."""
+    point_N3 = pose_N44[:, :3, 3] + depth * pose_N44[:, :3, 2]
+    return _sum_of_squares((point_N3 - (query_44[:3, 3] + depth * query_44[:3, 2])).T)
 
 
 def angle(pose_N44: Floats, query_44: Floats, *, parity: bool = False) -> Floats:
@@ -94,22 +103,41 @@ def angle(pose_N44: Floats, query_44: Floats, *, parity: bool = False) -> Floats
     return np.asarray(2 * np.arcsin(np.minimum(chord_N / SQRT_8, 1.0)))
 
 
+def yaw_and_pitch(pose_N44: Floats, query_44: Floats) -> Floats:
+    """|yaw| + |pitch| [N] from the query's view to others, in radians.
+
+    It counts the turns that actions made, left or right and up or down; roll, which no action makes and which only
+    errors of integration bring about, does not count. Ours; no published source.
+    """
+    yaw_N, pitch_N = yaw_pitch(pose_N44)
+    query_yaw, query_pitch = yaw_pitch(query_44[None])
+    yaw_N = np.abs((yaw_N - query_yaw + np.pi) % (2 * np.pi) - np.pi)
+    turn_N: Floats = yaw_N + np.abs(pitch_N - query_pitch)
+    return turn_N
+
+
+def yaw_pitch(pose_N44: Floats) -> Floats:
+    """Yaw and pitch [2, N] in radians: 0 looks along +z, right and up are positive; straight up, yaw is arbitrary."""
+    x_N, y_N, z_N = pose_N44[:, :3, 2].T
+    return np.stack([np.arctan2(x_N, z_N), np.arctan2(-y_N, np.hypot(x_N, z_N))])
+
+
 class Maxima(NamedTuple):
     """What the two parts of the distance are divided by; 0 where all candidates count as equally near."""
 
     length_sq: float
-    angle: float
+    turn: float
 
 
-def moving(length_sq: float, angle: float, extent: float) -> Maxima:
+def moving(length_sq: float, turn: float, extent: float) -> Maxima:
     """The maxima over the candidates, 0 for a camera that stood still; `extent` is the largest coordinate."""
     moved = length_sq > (STILL_RELATIVE_LENGTH * extent) ** 2
-    return Maxima(length_sq if moved else 0.0, angle if angle > STILL_RADIANS else 0.0)
+    return Maxima(length_sq if moved else 0.0, turn if turn > STILL_RADIANS else 0.0)
 
 
-def combined(length_sq_N: Floats, angle_N: Floats, maxima: Maxima) -> Floats:
+def combined(length_sq_N: Floats, turn_N: Floats, maxima: Maxima) -> Floats:
     """The distance of candidates, or of some of them, given the maxima over all."""
-    return 0.5 * _by_maximum(length_sq_N, maxima.length_sq) + 0.5 * _by_maximum(angle_N, maxima.angle)
+    return 0.5 * _by_maximum(length_sq_N, maxima.length_sq) + 0.5 * _by_maximum(turn_N, maxima.turn)
 
 
 def pose_distance(
@@ -146,11 +174,17 @@ def select_random(
     A pure function of (seed, rollout, current chunk) and of the set of candidates, so a resumed run repeats
     it.
     """
-    index_N = np.sort(np.asarray(chunk_N, dtype=np.int64))
+    index_N = np.asarray(chunk_N, dtype=np.int64)
+    if (index_N[1:] < index_N[:-1]).any():  # sorting what is sorted costs as much as the draw
+        index_N = np.sort(index_N)
+    drawn = min(checked(count), len(index_N))
+    if not drawn:
+        return index_N[:0]
     key = np.array([seed, rollout], dtype=np.uint64)
     counter = np.array([0, 0, 0, current_chunk], dtype=np.uint64)
     draw_N = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(len(index_N))
-    chosen: Ints = index_N[np.argsort(draw_N, kind="stable")[: checked(count)]]
+    low_n = np.flatnonzero(draw_N <= np.partition(draw_N, drawn - 1)[drawn - 1])
+    chosen: Ints = index_N[low_n[np.argsort(draw_N[low_n], kind="stable")[:drawn]]]
     return chosen
 
 

@@ -30,7 +30,7 @@ DEMANDED = {
     "stored_bytes_per_chunk",
     "frames_per_second",
 }
-EXTRA = {"retrieved_mean", "worlds", "scored_frames_mean"}
+EXTRA = {"retrieved_mean", "worlds", "scored_frames_mean", "psnr_per_world"}
 ROW = Row("full", "back", 96, "truth", 38.5, 0.25, 0.97, 4704.0, 2457600.0, 10.0, 0.0, 64, 46.3)
 
 
@@ -66,6 +66,8 @@ def test_rows_come_in_the_order_of_their_cases_and_carry_all_demanded_figures(ro
         assert (row.path, row.frames, row.history, row.worlds) == ("back", 48, "truth", 2)
         assert all(np.isfinite(value) for value in row.as_json().values() if isinstance(value, float))
         assert 0 < row.psnr_mean < 60
+        assert np.mean(row.psnr_per_world) == pytest.approx(row.psnr_mean, abs=1e-3)
+        assert len(row.psnr_per_world) == row.worlds
         assert row.frames_per_second > 0
 
 

@@ -4,6 +4,7 @@ import torch
 from worldkv.errors import ConfigError
 from worldkv.memory.catalogue import Form
 from worldkv.memory.codec import CODECS
+from worldkv.memory.compression import Pruning, kept_tokens
 from worldkv.memory.detail import Detail, Ladder, parse_detail
 from worldkv.memory.placement import TierRules
 from worldkv.memory.store import ChunkMemory
@@ -114,8 +115,40 @@ def test_chunks_of_another_models_grid_are_not_pruned(new_chunk):
 def test_details_are_written_as_codec_and_share_of_tokens():
     assert parse_detail("int4") == Detail("int4")
     assert parse_detail("int4/keep=0.25") == Detail("int4", 0.25)
-    for text in ("zip", "int4/keep=2", "int4/keep=x", "int4/half", "int4/"):
-        with pytest.raises(ConfigError):
-            parse_detail(text)
+    assert parse_detail("int4/keep=0.5/rule=nearest") == Detail("int4", 0.5)
+    assert parse_detail("int8/rule=centroid/keep=0.5") == Detail("int8", 0.5, "centroid")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("zip", "detail 'zip': must be one of fp32, bf16"),
+        ("int4/keep=2", "detail 'int4/keep=2': keep_ratio=2.0: must be above 0 and at most 1"),
+        ("int4/keep=x", "detail 'int4/keep=x': keep must be a number"),
+        ("int4/half", "detail 'int4/half': expected a codec alone, or with /keep=0.5"),
+        ("int4/", "detail 'int4/': expected a codec alone"),
+        ("int4/keep=0.5/keep=0.5", "expected a codec alone"),
+        ("int4/share=0.5", "expected a codec alone"),
+        ("int4/rule=centroid", "add keep=0.5"),
+        ("int4/keep=0.5/rule=mean", "rule='mean': must be one of centroid, nearest"),
+    ],
+)
+def test_a_detail_that_means_nothing_is_refused(text, told):
+    with pytest.raises(ConfigError) as fault:
+        parse_detail(text)
+    assert told in str(fault.value)
+
+
+@pytest.mark.parametrize("rule", ["centroid", "nearest"])
+def test_a_rung_prunes_by_its_rule(new_chunk, rule):
+    a = new_chunk(0, tokens=TOKENS, seed=3)
+    kept_T = kept_tokens(kv(a)[0], 3, Pruning(0.5, rule, joint=True))
+    small = LADDER.reduce(a, Detail("fp32", 0.5, rule))
+    assert torch.equal(kv(small), kv(a)[:, :, kept_T])
+    other = LADDER.reduce(a, Detail("fp32", 0.5, "centroid" if rule == "nearest" else "nearest"))
+    assert not torch.equal(kv(small), kv(other))
+
+
+def test_pruning_needs_the_grid_of_tokens():
     with pytest.raises(ConfigError, match="rows=0, columns=0"):
         Ladder((Detail("int4", 0.5),))

@@ -48,7 +48,7 @@ def test_candidates_are_stored_and_allowed_oldest_first():
     index = PoseIndex(parity=False)
     for chunk in (5, 1, 3):
         index.add(chunk, poses_of(1)[0])
-    assert index.candidates(range(1, 5)) == [1, 3]
+    assert index.candidates(range(1, 5)).tolist() == [1, 3]
     assert len(index) == 3
 
 
@@ -67,12 +67,23 @@ def test_what_was_forgotten_is_not_found():
     index = index_of(np.repeat(poses_of(1), 5, axis=0))
     for chunk in (2, 4, 3):
         index.forget(chunk)
-    assert index.chunks() == index.candidates(range(9)) == [0, 1]
+    assert index.chunks() == index.candidates(range(9)).tolist() == [0, 1]
     assert index.nearest(range(1, 9), poses_of(1)[0], 4) == [1]
     with pytest.raises(ChunkNotFound, match="chunk 3 is not among the 2"):
         index.forget(3)
     with pytest.raises(ChunkNotFound, match="chunk 9"):
         index.mean_pose(9)
+    for unknown in (3, 9):
+        with pytest.raises(ChunkNotFound, match=f"chunk {unknown}"):
+            index.mean_poses([0, unknown])
+
+
+def test_mean_poses_are_those_of_each_chunk_in_the_order_asked():
+    index = index_of(poses_of(40))
+    index.forget(7)
+    asked = [39, 3, 8, 3]
+    assert np.array_equal(index.mean_poses(asked), np.stack([index.mean_pose(chunk) for chunk in asked]))
+    assert index.mean_poses([]).shape == (0, 4, 4)
 
 
 def test_a_camera_that_stands_still_takes_one_row():

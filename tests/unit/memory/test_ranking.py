@@ -3,8 +3,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from worldkv.camera.poses import make_poses
+from worldkv.memory import retrieval
 from worldkv.memory.index import PoseIndex
-from worldkv.memory.ranking import Query, by_overlap, centred_frustum, choose, yaw_distance, yaw_pitch
+from worldkv.memory.ranking import OVERLAP_SHORTLIST, VIEW_MIDDLE, Query, by_overlap, centred_frustum, choose
+from worldkv.memory.retrieval import mean_pose_distance, views_apart_sq, yaw_and_pitch, yaw_pitch
 
 INTRINSICS = np.array([100.0, 100.0, 100.0, 50.0], np.float32)
 SIGHT = 4.0
@@ -35,12 +37,14 @@ def test_yaw_and_pitch_are_those_of_the_view():
 
 def test_yaw_distance_counts_turns_across_the_half_circle_and_no_roll():
     poses = np.stack([looking(175, roll=40), looking(-175), looking(85), looking(175, pitch=-45)])
-    np.testing.assert_allclose(yaw_distance(poses, looking(175)), [0, 0.5 / 9, 0.5, 0.25], atol=1e-12)
+    np.testing.assert_allclose(
+        mean_pose_distance(poses, looking(175), turn=yaw_and_pitch), [0, 0.5 / 9, 0.5, 0.25], atol=1e-12
+    )
 
 
 def test_place_counts_as_in_the_published_distance():
     poses = np.stack([looking(0, x=2), looking(90), looking(45, x=1)])
-    np.testing.assert_allclose(yaw_distance(poses, looking(0)), [0.5, 0.5, 0.375], atol=1e-12)
+    np.testing.assert_allclose(mean_pose_distance(poses, looking(0), turn=yaw_and_pitch), [0.5, 0.5, 0.375], atol=1e-12)
 
 
 def test_yaw_ranks_by_turns_where_pose_ranks_by_the_whole_rotation():
@@ -63,10 +67,33 @@ def test_equal_overlaps_keep_their_order():
     assert by_overlap([7, 3, 8, 5], pose_N44, looking(0), frustum, 3) == [3, 8, 7]
 
 
+def test_overlap_finds_who_sees_most_of_a_world_far_larger_than_the_sight():
+    rng = np.random.default_rng(1)
+    yaw, places = rng.uniform(0, 360, 3000), rng.uniform(0, 60, (3000, 2))
+    poses = [looking(turn, x=x, z=z) for turn, (x, z) in zip(yaw, places, strict=True)]
+    index, frustum, pose_N44 = index_of(poses), centred_frustum(INTRINSICS, SIGHT), np.stack(poses).astype(np.float64)
+    for turn, (x, z) in zip(rng.uniform(0, 360, 10), rng.uniform(5, 55, (10, 2)), strict=True):
+        query = looking(turn, x=x, z=z)
+        best = by_overlap(range(3000), pose_N44, query.astype(np.float64), frustum, 3)
+        assert choose("overlap", index, range(3000), query_of(query), 3, sight=SIGHT)[0] == best[0]
+
+
 def test_a_frustum_is_centred_on_the_principal_point():
     frustum = centred_frustum(INTRINSICS, SIGHT)
     assert (frustum.left, frustum.right, frustum.top, frustum.bottom) == (-1.0, 1.0, -0.5, 0.5)
     assert frustum.far == SIGHT
+
+
+def test_overlap_decides_among_the_nearest_views_to_the_last_tie():
+    rng = np.random.default_rng(0)
+    poses = [looking(*rng.integers(0, 360, 1), x=x, z=z) for x, z in rng.integers(-4, 5, (700, 2))]
+    query = query_of(looking(15, x=0.5))
+    pose_N44 = np.stack(poses).astype(np.float64)
+    query_44 = looking(15, x=0.5).astype(np.float64)
+    apart_sq_N = views_apart_sq(pose_N44, query_44, VIEW_MIDDLE * SIGHT)
+    nearest_n = retrieval.select(apart_sq_N, range(700), OVERLAP_SHORTLIST)
+    expected = by_overlap(nearest_n.tolist(), pose_N44[nearest_n], query_44, centred_frustum(INTRINSICS, SIGHT), 5)
+    assert choose("overlap", index_of(poses), range(700), query, 5, sight=SIGHT) == expected
 
 
 @pytest.mark.parametrize("ranking", ["pose", "overlap", "yaw", "random"])

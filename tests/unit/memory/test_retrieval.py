@@ -176,6 +176,9 @@ class TestSelectRandom:
         draws = [draw(), draw(seed=2), draw(rollout=3), draw(current_chunk=4)]
         assert len({tuple(drawn) for drawn in draws}) == 4
 
+    def test_the_draw_of_a_seed_is_the_same_for_ever(self):
+        assert select_random(range(1000), 4, seed=1, rollout=2, current_chunk=3).tolist() == [170, 821, 39, 49]
+
     def test_every_candidate_is_as_likely(self):
         draws = [select_random(range(4), 1, seed=0, rollout=0, current_chunk=c)[0] for c in range(2000)]
         assert np.bincount(draws, minlength=4).min() > 430
