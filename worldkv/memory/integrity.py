@@ -16,7 +16,7 @@ def tier_faults(placement: Placement, catalogue: Catalogue) -> Iterator[str]:
     """Tiers against the catalogue: what lies where, free + held + in flight = capacity, limits."""
     entries, rules = catalogue.entries(), placement.rules
     for level, tier in enumerate(placement.tiers):
-        yield from (f"tier {tier.name}: {fault}" for fault in _own_faults(tier))
+        yield from tier.check()
         booked = {entry.id: entry for entry in entries if level in entry.copies}
         here = set(tier.ids()) - placement.access.stuck[level] - set(placement.access.unread[level].values())
         yield from (f"chunk {i} lies in tier {tier.name} but in no book" for i in sorted(here - booked.keys()))
@@ -28,13 +28,6 @@ def tier_faults(placement: Placement, catalogue: Catalogue) -> Iterator[str]:
         if len(booked) != sum(1 for _ in catalogue.lying(level)):
             yield f"tier {tier.name}: {len(booked)} chunks booked, another number stands in order of use"
         yield from _tenant_faults(level, tier, rules[level], booked.values(), catalogue)
-
-
-def _own_faults(tier: Tier) -> list[str]:
-    try:
-        return tier.check()
-    except OSError as fault:
-        return [f"cannot be checked: {fault}"]
 
 
 def _tenant_faults(

@@ -149,13 +149,15 @@ def test_the_quarantine_is_bounded_and_yields_to_chunks(open_tier, new_chunk, st
     assert small.check() == []
 
 
-def test_an_object_that_vanished_is_not_found_and_leaves_the_books(open_tier, new_chunk, store, root):
+def test_an_object_that_vanished_is_not_found_and_leaves_the_books_with_its_removal(open_tier, new_chunk, store, root):
     tier, chunks = open_tier(), [new_chunk(0), new_chunk(1)]
     for chunk in chunks:
         tier.put(chunk)
         store.rm_file(f"{root}/{chunk.id}.wkv")
     with pytest.raises(ChunkNotFound, match=f"chunk {chunks[0].id} cannot be read from .*: no such object"):
         tier.get(chunks[0].id)
+    assert len(tier) == 2
+    tier.remove(chunks[0].id)
     tier.quarantine(chunks[1].id)
     assert (len(tier), tier.used_bytes) == (0, 0)
     with pytest.raises(ChunkNotFound, match="does not hold"):
@@ -260,6 +262,22 @@ def test_a_folder_of_this_machine_is_a_disk_tier(tmp_path, new_chunk, scheme):
     again = open_durable_tier("durable", f"{scheme}{tmp_path / 'kept'}", 10**6)
     assert list(again.ids()) == [new_chunk(0).id]
     again.close()
+
+
+def test_a_crash_while_the_place_is_marked_keeps_nobody_out(open_tier, new_chunk, store, root, monkeypatch):
+    def crash(self, path, value, **_):
+        with store.open(path, "wb") as file:
+            file.write(value[: len(value) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(durable, "WHOLE_OBJECT_STORES", frozenset())
+    with monkeypatch.context() as crashing:
+        crashing.setattr(MemoryFileSystem, "pipe_file", crash)
+        with pytest.raises(KeyboardInterrupt):
+            open_tier()
+    tier, chunk = open_tier(), new_chunk(0)
+    tier.put(chunk)
+    assert tier.get(chunk.id).id == chunk.id
 
 
 def test_a_chunk_that_was_damaged_in_memory_is_never_written(open_tier, new_chunk, store, root):

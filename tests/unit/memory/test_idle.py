@@ -87,8 +87,8 @@ def test_a_disk_that_went_away_is_a_fault_and_stops_nobody(tmp_path, new_chunk, 
     audits.excuse(memory)
     disk.failing = {FailPoint.SCAN: errno.EIO}
     (fault,) = memory.idle(0)
-    assert fault.startswith("tier disk: cannot be checked: ")
-    assert "Input/output error" in fault
+    assert fault.startswith("tier disk: folder ")
+    assert fault.endswith(" cannot be listed: Input/output error")
     memory.close()
 
 

@@ -86,4 +86,4 @@ def test_check_names_bytes_that_do_not_add_up(new_chunk):
     tier = tier_of(2 * a.nbytes)
     tier.put(a)
     tier.used_bytes += 1
-    assert tier.check() == [f"{a.nbytes} bytes held, {a.nbytes + 1} booked, {2 * a.nbytes} cap"]
+    assert tier.check() == [f"tier {tier.name}: {a.nbytes} bytes held, {a.nbytes + 1} booked, {2 * a.nbytes} cap"]

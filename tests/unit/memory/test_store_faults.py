@@ -67,6 +67,17 @@ def test_a_tier_that_cannot_write_is_passed_over(new_chunk):
     assert memory.check_integrity() == []
 
 
+def test_a_copy_that_stays_is_booked_once_when_its_promotion_fails(new_chunk):
+    a = new_chunk(0)
+    memory = two_tiers(a, far_keeps_copies=True)
+    memory.admit(a)
+    memory.demote([a.id])
+    memory.tiers[0].verbs = ("put",)
+    assert memory.fetch([a.id])[0].id == a.id
+    assert memory.lying() == [[], [a.id]]
+    assert memory.check_integrity() == []
+
+
 def test_where_no_tier_can_write_the_chunk_is_dropped_and_misses(new_chunk):
     a = new_chunk(0)
     memory = two_tiers(a)
@@ -128,6 +139,21 @@ def test_what_lies_on_disk_is_found_by_the_next_process(new_chunk, tmp_path):
     second.release([chunks[0].id])
     assert not second.holds(chunks[0].id)
     second.close()
+
+
+def test_a_look_at_a_chunk_whose_file_is_gone_changes_no_book(new_chunk, tmp_path):
+    chunk = new_chunk(0)
+    memory = disk_memory(tmp_path / "chunks", chunk)
+    memory.admit(chunk)
+    memory.demote([chunk.id])
+    (file,) = (tmp_path / "chunks").rglob(f"{chunk.id}*")
+    file.unlink()
+    before = memory.stats()
+    assert memory.held([chunk.id]) == {}
+    assert memory.stats() == before
+    assert memory.fetch([chunk.id]) == [None]
+    assert memory.check_integrity() == []
+    memory.close()
 
 
 def test_chunks_found_of_other_weights_are_stale_and_their_room_is_used(new_chunk, tmp_path):

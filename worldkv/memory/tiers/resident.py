@@ -69,7 +69,7 @@ class ResidentTier:
         held = sum(chunk.nbytes for chunk in self._chunks.values())
         if held == self.used_bytes <= self.capacity_bytes:
             return []
-        return [f"{held} bytes held, {self.used_bytes} booked, {self.capacity_bytes} cap"]
+        return [f"tier {self.name}: {held} bytes held, {self.used_bytes} booked, {self.capacity_bytes} cap"]
 
     def close(self) -> None:
         """Forget everything."""
