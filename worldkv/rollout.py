@@ -62,15 +62,13 @@ def rollout(
     *,
     levels: Sequence[float],
     given: Sequence[NDArray[np.uint8]] | None = None,
-    forced_from: int | None = None,
     clock: StageSeconds | None = None,
 ) -> Iterator[list[ChunkRecord]]:
     """Advance all sessions chunk by chunk as one batch, to the end of their trajectories.
 
     Yields the records of one chunk, in the order of `sessions`, which must be at the same chunk and end together.
     `given` holds per session the first video frames [F', H, W, 3] it is shown instead of making them (whole
-    chunks). From chunk `forced_from` on it makes every chunk all the same, but remembers the given one (teacher
-    forcing). `levels` are the noise levels of the denoise steps.
+    chunks). `levels` are the noise levels of the denoise steps.
     """
     if len({(session.chunk, session.chunks) for session in sessions}) > 1:
         places = ", ".join(f"{session.chunk} of {session.chunks}" for session in sessions)
@@ -79,7 +77,6 @@ def rollout(
     clock = clock or StageSeconds()
     while not all(session.finished for session in sessions):
         shown = _next_given(sessions, given)
-        forced = forced_from is not None and sessions[0].chunk >= forced_from
         with clock("retrieve"):
             retrieved = [session.retrieve() for session in sessions]
         records: dict[int, ChunkRecord] = {}
@@ -87,7 +84,7 @@ def rollout(
             for batch in _equally_long(retrieved):
                 part = [sessions[b] for b in batch], [retrieved[b] for b in batch]
                 frames = None if shown is None else shown[batch]
-                records |= zip(batch, _advance(model, *part, buffer, levels, frames, forced, clock), strict=True)
+                records |= zip(batch, _advance(model, *part, buffer, levels, frames, clock), strict=True)
         finally:
             for found in retrieved:
                 found.let_go()
@@ -109,7 +106,6 @@ def _advance(
     buffer: WindowBuffer,
     levels: Sequence[float],
     given: NDArray[np.uint8] | None,
-    forced: bool,
     clock: StageSeconds,
 ) -> list[ChunkRecord]:
     states, views = [s.state for s in sessions], [s.view() for s in sessions]
@@ -117,9 +113,9 @@ def _advance(
         window = _assemble(buffer, sessions, retrieved)
     with clock("denoise"):
         condition = model.condition(states, views)
-        if given is None or forced:
-            made = latents = denoise(model, _noise(model, sessions), condition, window, levels)
-        if given is not None:
+        if given is None:
+            latents = denoise(model, _noise(model, sessions), condition, window, levels)
+        else:
             latents = model.encode(torch.from_numpy(given), states)
     with clock("clean pass"):
         kv = model.clean_pass(latents, condition, window, states, generated=given is None)
@@ -129,9 +125,9 @@ def _advance(
             if evicted is not None and session.policy.remembers:
                 session.remember(evicted)
     with clock("decode"):
-        frames = model.decode(made, states).numpy() if given is None or forced else given
+        frames = model.decode(latents, states).numpy() if given is None else given
     tokens = window.past_tokens + model.geometry.tokens_per_chunk
-    return [_record(*one, tokens, given is None or forced) for one in zip(sessions, frames, retrieved, strict=True)]
+    return [_record(*one, tokens, given is None) for one in zip(sessions, frames, retrieved, strict=True)]
 
 
 def _assemble(buffer: WindowBuffer, sessions: Sequence[Session], retrieved: Sequence[Retrieved]) -> AssembledWindow:

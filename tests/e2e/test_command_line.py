@@ -83,6 +83,24 @@ for words in {COMMANDS!r}:
         assert example in process.stdout
 
 
+def test_eval_needs_neither_pyav_nor_pyarrow(tmp_path):
+    """A GPU machine that only measures has torch and little else."""
+    rows = tmp_path / "rows.json"
+    words = f"eval --policies sliding --paths back --frames 6 --worlds 1 --steps 1 --json {rows}".split()
+    program = f"""
+import sys
+sys.modules |= dict.fromkeys(("av", "pyarrow"))
+sys.argv = ["worldkv", *{words!r}]
+from worldkv.cli import main
+main()
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WITHIN_SECONDS, env=ENVIRONMENT
+    )
+    assert process.returncode == 0, process.stderr
+    assert [row["policy"] for row in json.loads(rows.read_text())] == ["sliding"]
+
+
 def test_a_rollout_makes_a_run_folder_and_says_what_is_in_it(finished):
     folder, process = finished
     assert process.returncode == 0, process.stderr

@@ -200,22 +200,6 @@ def test_given_frames_are_remembered(tiny):
     assert not np.array_equal(*made_after)
 
 
-def test_a_forced_session_makes_its_chunks_and_remembers_the_given_ones(tiny):
-    shown, _ = Scene(0, 20).truth(tiny.open("worldkv", 4).trajectory)
-    told, forced = tiny.open("worldkv", 4), tiny.open("worldkv", 4)
-    tiny.finish(told, given=[shown])
-    records = tiny.finish(forced, given=[shown], forced_from=2)[0]
-    assert_same_kv(told, forced)
-    assert [record.generated for record in records] == [False, False, True, True]
-    made = np.concatenate([record.frames_FHWC for record in records])
-    np.testing.assert_array_equal(made[:6], shown[:6])
-    assert not np.array_equal(made[6:9], shown[6:9])
-    # The first chunk made is what the session would have made had it been shown no more.
-    free = tiny.finish(tiny.open("worldkv", 4), given=[shown[:6]])[0]
-    np.testing.assert_array_equal(made[6:9], free[2].frames_FHWC)
-    assert not np.array_equal(made[9:], free[3].frames_FHWC)
-
-
 def test_each_session_of_a_batch_is_shown_its_own_frames(tiny):
     worlds = range(2)
     batch, alone = ([tiny.open("full", 3, world=w, rollout=w) for w in worlds] for _ in range(2))

@@ -30,11 +30,7 @@ def evaluate(
     ] = "back,roam",
     frames: Annotated[str, typer.Option(help="Video frames per path; multiples of 6.")] = "96",
     history: Annotated[
-        str,
-        typer.Option(
-            help="truth (first half shown), forced (memory holds the truth throughout), "
-            "own (all generated but the first chunk)."
-        ),
+        str, typer.Option(help="truth (first half shown), own (all generated but the first chunk).")
     ] = "truth",
     worlds: Annotated[int, typer.Option(min=1, help="How many worlds each figure is a mean of.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="First world.")] = 0,
@@ -75,7 +71,7 @@ def _wanted(policies: str, paths: str, frames: str, history: str) -> list[Case]:
         policies=[parse_policy(text) for text in _parts(policies)],
         paths=cast("list[PathKind]", _choices("--paths", paths, ("back", "roam", "wander"))),
         frames=_numbers("--frames", frames),
-        histories=cast("list[History]", _choices("--history", history, ("truth", "forced", "own"))),
+        histories=cast("list[History]", _choices("--history", history, ("truth", "own"))),
     )
 
 
@@ -117,9 +113,10 @@ def _show(rows: Sequence[Row], plot: Path | None) -> None:
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
-    from worldkv.runs.folder import write_text
-
-    write_text(path, json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False) + "\n")
+    # Not by the run folder's writer: that loads PyAV, which a GPU machine that only measures may lack.
+    part = path.with_name(f"{path.name}.partial")
+    part.write_text(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False) + "\n")
+    part.replace(path)
 
 
 def _check_target(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:

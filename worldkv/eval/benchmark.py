@@ -2,9 +2,8 @@
 
 A path leaves places and comes back. With history `truth` the model is shown the true first half and must make the
 second; a frame is scored against the truth where nearly all it shows was seen in that first half, before the recent
-window. History `forced` is scored alike, but window and memory are filled with the truth throughout: what memory knows,
-without the errors that a model adds to its own. With history `own` everything but the first chunk is generated, and a
-frame is scored against the session's own first visit of the same pose: does the world it made up stay as it was?
+window. With history `own` everything but the first chunk is generated, and a frame is scored against the session's own
+first visit of the same pose: does the world it made up stay as it was?
 
 Shapes: F video frames, H W pixels.
 """
@@ -34,7 +33,7 @@ from worldkv.models.rooms.scene import PathKind, Scene
 from worldkv.rollout import ChunkRecord, rollout
 from worldkv.session import Session, open_session
 
-History = Literal["truth", "forced", "own"]
+History = Literal["truth", "own"]
 # Two poses are the same place when they differ by less than this; the paths repeat poses exactly or not at all.
 SAME_POSE = 1e-3
 
@@ -227,14 +226,11 @@ def _roll(
         open_session(model, memory, policy, w.trajectory, seed=settings.seed, rollout=w.scene.seed) for w in worlds
     ]
     frames = len(worlds[0].trajectory)
-    per_chunk = model.geometry.chunk_latent_frames
-    shown = {"truth": frames // 2, "forced": frames, "own": per_chunk}[history]
-    forced_from = frames // 2 // per_chunk if history == "forced" else None
-    given = [w.truth_FHWC[:shown] for w in worlds]
+    shown = frames // 2 if history == "truth" else model.geometry.chunk_latent_frames
     levels = noise_levels(settings.denoise_steps, settings.noise_shift)
     records: list[list[ChunkRecord]] = []
     generated, seconds, started = 0, 0.0, time.perf_counter()
-    for batch in rollout(model, sessions, levels=levels, given=given, forced_from=forced_from):
+    for batch in rollout(model, sessions, levels=levels, given=[w.truth_FHWC[:shown] for w in worlds]):
         now = time.perf_counter()
         if batch[0].generated:
             generated, seconds = generated + sum(len(r.frames_FHWC) for r in batch), seconds + now - started
@@ -251,7 +247,7 @@ def _roll(
 def _score(world: _World, session: Session, records: Sequence[ChunkRecord], history: History) -> _Outcome:
     video = np.concatenate([record.frames_FHWC for record in records])
     frames = np.arange(len(video))
-    if history != "own":
+    if history == "truth":
         late = frames[(frames >= len(video) // 2) & world.revisit_F]
         reference = world.truth_FHWC[late]
     else:

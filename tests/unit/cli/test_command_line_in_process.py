@@ -94,7 +94,7 @@ def test_a_dry_run_prints_what_can_be_run_and_makes_nothing(worldkv, tmp_path, m
         (("rollout", "--set", "policies=best"), "error: configuration: policies: policy 'best': 'best' is not one of"),
         (("eval", "--policies", "best"), "error: policy 'best': 'best' is not one of full, sliding, worldkv"),
         (("eval", "--paths", "back,up"), "error: --paths back,up: 'up' is not one of back, roam, wander"),
-        (("eval", "--history", "none"), "error: --history none: 'none' is not one of truth, forced, own"),
+        (("eval", "--history", "none"), "error: --history none: 'none' is not one of truth, own"),
         (("eval", "--frames", "96,x"), "error: --frames 96,x: expected whole numbers separated by commas"),
         (("eval", "--frames", "0"), "error: --frames 0: must all be 1 or more"),
         (("eval", "--device", "tpu"), "error: --device tpu: must be one of auto, cpu, cuda"),

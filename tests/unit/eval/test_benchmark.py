@@ -115,15 +115,6 @@ def test_a_world_is_scored_alike_alone_and_in_a_batch(tiny):
     assert together.worlds == apart.worlds == 2
 
 
-def test_a_forced_history_is_scored_on_the_same_frames_and_spares_memory_the_models_errors(tiny, rows):
-    wanted = benchmark.cases([PRESETS["worldkv"]], ["back"], [48], ["forced"])
-    (forced,) = benchmark.run(tiny.model, TINY, wanted)
-    assert forced.history == "forced"
-    assert forced.scored_frames_mean == rows["worldkv"].scored_frames_mean
-    assert forced.window_tokens_mean == rows["worldkv"].window_tokens_mean
-    assert forced.psnr_mean != rows["worldkv"].psnr_mean
-
-
 def test_a_frame_is_judged_only_by_what_the_first_half_showed(tiny):
     [world] = benchmark._draw(tiny.model, replace(TINY, worlds=1), "roam", 96, lambda *_: None)
     _, depth = world.scene.truth(world.trajectory)
