@@ -102,7 +102,7 @@ class Entry:
 
     def describe(self, chunk: KVChunk) -> None:
         """Note what is now held."""
-        self.id, self.seen_from = chunk.id, seen_from(chunk.c2w_F44)
+        self.id, self.epoch, self.seen_from = chunk.id, chunk.epoch, seen_from(chunk.c2w_F44)
         self.form = _form(chunk.encoded.codec, chunk.encoded.shape, chunk.token_ids_T3 is not None)
 
 

@@ -294,6 +294,16 @@ def test_after_set_epoch_old_chunks_miss_as_stale_and_new_ones_hit(new_chunk, ma
     assert memory.lying() == [[new.id]]
 
 
+def test_a_chunk_dropped_elsewhere_is_of_the_weights_that_made_it_once_it_comes(new_chunk, make_memory):
+    chunk = new_chunk(0, epoch="weights-b")
+    memory = make_memory(chunk.nbytes)
+    memory.admit_dropped([chunk.id])
+    memory.set_epoch("weights-b")
+    memory.admit(chunk)
+    assert memory.fetch([chunk.id])[0] is not None
+    assert memory.check_integrity() == []
+
+
 def test_set_epoch_touches_no_chunk_and_their_bytes_go_first_when_room_is_needed(new_chunk, make_memory):
     old = [new_chunk(i) for i in range(3)]
     new = [new_chunk(i, epoch="weights-b") for i in range(2)]
