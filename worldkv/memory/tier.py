@@ -61,7 +61,7 @@ class Tier(Protocol):
 
         A chunk that is given out stays as it is for as long as it is referred to, whatever becomes of the tier.
 
-        Blocks. Raises ChunkNotFound, ChunkCorrupt (the tier keeps the bad piece until `remove` or `quarantine`), or
+        Blocks. Raises ChunkNotFound, ChunkCorrupt (either way it stays in the books until `remove` or `quarantine`), or
         TransferError where it could not be read.
         """
         ...

@@ -199,14 +199,34 @@ def test_a_read_error_names_chunk_and_file_and_the_chunk_stays(open_tier, new_ch
     assert_same(tier.get(chunk.id), chunk)
 
 
-def test_a_file_that_vanished_is_not_found_and_leaves_the_books(open_tier, new_chunk):
+def test_a_file_that_vanished_is_not_found_and_leaves_the_books_with_its_removal(open_tier, new_chunk):
     tier, chunk = open_tier(), new_chunk(0)
     tier.put(chunk)
     file_of(tier, chunk.id).unlink()
     assert tier.check() == [f"tier disk: chunk {chunk.id} is booked and has no file"]
     with pytest.raises(ChunkNotFound, match=f"chunk {chunk.id} is gone: no file"):
         tier.get(chunk.id)
+    assert (len(tier), tier.used_bytes) == (1, COST)
+    tier.quarantine(chunk.id)
     assert (len(tier), tier.used_bytes, tier.check()) == (0, 0, [])
+
+
+def test_a_disk_that_comes_back_brings_its_chunks_and_none_is_in_no_book(open_tier, new_chunk, tmp_path):
+    tier = open_tier()
+    a, b, c = (new_chunk(i) for i in range(3))
+    tier.put(a)
+    tier.put(b)
+    tier.folder.rename(tmp_path / "away")
+    for verb, chunk in ((tier.get, a.id), (tier.remove, a.id), (tier.quarantine, b.id), (tier.put, c)):
+        with pytest.raises(TransferError, match="No such file or directory"):
+            verb(chunk)
+    assert [line.partition(" cannot be listed")[1] for line in tier.check()] == [" cannot be listed"]
+    (tmp_path / "away").rename(tier.folder)
+    assert_same(tier.get(a.id), a)
+    assert_same(tier.get(b.id), b)
+    tier.put(c)
+    assert tier.check() == []
+    assert bytes_on_disk(tier.folder) == tier.used_bytes == 3 * COST
 
 
 def test_a_vanished_folder_is_not_made_again(open_tier, new_chunk, tmp_path):

@@ -149,13 +149,15 @@ def test_the_quarantine_is_bounded_and_yields_to_chunks(open_tier, new_chunk, st
     assert small.check() == []
 
 
-def test_an_object_that_vanished_is_not_found_and_leaves_the_books(open_tier, new_chunk, store, root):
+def test_an_object_that_vanished_is_not_found_and_leaves_the_books_with_its_removal(open_tier, new_chunk, store, root):
     tier, chunks = open_tier(), [new_chunk(0), new_chunk(1)]
     for chunk in chunks:
         tier.put(chunk)
         store.rm_file(f"{root}/{chunk.id}.wkv")
     with pytest.raises(ChunkNotFound, match=f"chunk {chunks[0].id} cannot be read from .*: no such object"):
         tier.get(chunks[0].id)
+    assert len(tier) == 2
+    tier.remove(chunks[0].id)
     tier.quarantine(chunks[1].id)
     assert (len(tier), tier.used_bytes) == (0, 0)
     with pytest.raises(ChunkNotFound, match="does not hold"):

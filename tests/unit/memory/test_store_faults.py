@@ -130,6 +130,21 @@ def test_what_lies_on_disk_is_found_by_the_next_process(new_chunk, tmp_path):
     second.close()
 
 
+def test_a_look_at_a_chunk_whose_file_is_gone_changes_no_book(new_chunk, tmp_path):
+    chunk = new_chunk(0)
+    memory = disk_memory(tmp_path / "chunks", chunk)
+    memory.admit(chunk)
+    memory.demote([chunk.id])
+    (file,) = (tmp_path / "chunks").rglob(f"{chunk.id}*")
+    file.unlink()
+    before = memory.stats()
+    assert memory.held([chunk.id]) == {}
+    assert memory.stats() == before
+    assert memory.fetch([chunk.id]) == [None]
+    assert memory.check_integrity() == []
+    memory.close()
+
+
 def test_chunks_found_of_other_weights_are_stale_and_their_room_is_used(new_chunk, tmp_path):
     chunks = [new_chunk(i) for i in range(6)]
     first = disk_memory(tmp_path / "chunks", chunks[0])

@@ -147,10 +147,10 @@ class DiskTier:
         try:
             with self._reading(path, whole=read == KVChunk.read) as source:
                 chunk = read(source)
-        except FileNotFoundError as fault:
-            self._forget(chunk_id)
-            raise ChunkNotFound(f"tier {self.name}: chunk {chunk_id} is gone: no file {path}") from fault
         except OSError as fault:
+            # Where the folder is gone as well the disk is away, and may come back with all that is on it.
+            if isinstance(fault, FileNotFoundError) and path.parent.is_dir():
+                raise ChunkNotFound(f"tier {self.name}: chunk {chunk_id} is gone: no file {path}") from fault
             raise TransferError(
                 f"tier {self.name}: chunk {chunk_id} cannot be read from {path}: {_reason(fault)}"
             ) from fault
@@ -206,7 +206,10 @@ class DiskTier:
     def check(self) -> list[str]:
         """Faults in the books, and where they differ from the names on disk. Not while a put or a removal runs."""
         faults, held = self._books.faults(), set(self.ids())
-        lying = {path.stem for path in self._chunk_paths()} - self._books.stuck()
+        try:
+            lying = {path.stem for path in self._chunk_paths()} - self._books.stuck()
+        except OSError as fault:
+            return [*faults, f"tier {self.name}: folder {self.folder} cannot be listed: {_reason(fault)}"]
         faults += [f"tier {self.name}: chunk {i} is booked and has no file" for i in sorted(held - lying)]
         faults += [f"tier {self.name}: {self._path(i)} is in no book" for i in sorted(lying - held)]
         if self._aside.used_bytes + self.used_bytes > self.capacity_bytes:

@@ -162,7 +162,7 @@ class DurableTier:
         """Read and verify the chunk, into memory of its own. See `Tier`."""
         self._books.require(chunk_id)
         path = self._path(chunk_id)
-        with self._reading(chunk_id, path):
+        with self._reported(f"chunk {chunk_id} cannot be read from {path}", absent=ChunkNotFound):
             data = self._store.cat_file(path)
         return self._checked(chunk_id, KVChunk.read(Buffer(data, f"tier {self.name}, {path}")))
 
@@ -177,7 +177,7 @@ class DurableTier:
             path,
             self._heads.pop(chunk_id, b""),
         )
-        with self._reading(chunk_id, path):
+        with self._reported(f"chunk {chunk_id} cannot be read from {path}", absent=ChunkNotFound):
             return self._checked(chunk_id, KVChunk.outline(source))
 
     def expect(self, chunk_ids: Iterable[str]) -> None:
@@ -198,16 +198,6 @@ class DurableTier:
             with self._reported(f"name {name} of chunk {chunk_id} cannot be kept"):
                 self._store.pipe_file(f"{self.root}/{name_file(chunk_id, name)}", b"")
             self._names.add(chunk_id, [name])
-
-    @contextmanager
-    def _reading(self, chunk_id: str, path: str) -> Iterator[None]:
-        """A chunk whose object is gone is forgotten."""
-        try:
-            with self._reported(f"chunk {chunk_id} cannot be read from {path}", absent=ChunkNotFound):
-                yield
-        except ChunkNotFound:
-            self._forget(chunk_id)
-            raise
 
     def _checked(self, chunk_id: str, chunk: KVChunk) -> KVChunk:
         path = self._path(chunk_id)
@@ -233,7 +223,8 @@ class DurableTier:
             with self._reported(f"chunk {chunk_id} cannot be set aside", absent=ChunkNotFound):
                 self._store.mv(self._path(chunk_id), f"{self.root}/{QUARANTINE}/{name}")
         except ChunkNotFound:
-            self._forget(chunk_id)
+            # The object, or on a store of folders that of the quarantine.
+            self.remove(chunk_id)
             return
         self._aside.add(name, self._forget(chunk_id))
 

@@ -118,9 +118,16 @@ class Disk:
         return pread_into(descriptor, offset, out)
 
     def unlink(self, path: Path) -> None:
-        """Remove the file; nothing happens where it is not there."""
+        """Remove the file; nothing happens where it alone is not there.
+
+        Raises FileNotFoundError where its folder is gone too: then the file may come back with it.
+        """
         self.reach(FailPoint.UNLINK, path)
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            if not path.parent.is_dir():
+                raise
 
     def move(self, source: Path, target: Path) -> None:
         """Rename within the file system, not waiting for the medium."""
