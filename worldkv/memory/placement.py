@@ -195,6 +195,8 @@ class Placement:
     def _enter(
         self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, deadline: float = math.inf
     ) -> bool:
+        if level in entry.copies:
+            return True
         refusal = self._refusal(entry, chunk, level)
         if refusal is not None:
             entry.left[level] = refusal

@@ -67,6 +67,17 @@ def test_a_tier_that_cannot_write_is_passed_over(new_chunk):
     assert memory.check_integrity() == []
 
 
+def test_a_copy_that_stays_is_booked_once_when_its_promotion_fails(new_chunk):
+    a = new_chunk(0)
+    memory = two_tiers(a, far_keeps_copies=True)
+    memory.admit(a)
+    memory.demote([a.id])
+    memory.tiers[0].verbs = ("put",)
+    assert memory.fetch([a.id])[0].id == a.id
+    assert memory.lying() == [[], [a.id]]
+    assert memory.check_integrity() == []
+
+
 def test_where_no_tier_can_write_the_chunk_is_dropped_and_misses(new_chunk):
     a = new_chunk(0)
     memory = two_tiers(a)
