@@ -264,6 +264,22 @@ def test_a_folder_of_this_machine_is_a_disk_tier(tmp_path, new_chunk, scheme):
     again.close()
 
 
+def test_a_crash_while_the_place_is_marked_keeps_nobody_out(open_tier, new_chunk, store, root, monkeypatch):
+    def crash(self, path, value, **_):
+        with store.open(path, "wb") as file:
+            file.write(value[: len(value) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(durable, "WHOLE_OBJECT_STORES", frozenset())
+    with monkeypatch.context() as crashing:
+        crashing.setattr(MemoryFileSystem, "pipe_file", crash)
+        with pytest.raises(KeyboardInterrupt):
+            open_tier()
+    tier, chunk = open_tier(), new_chunk(0)
+    tier.put(chunk)
+    assert tier.get(chunk.id).id == chunk.id
+
+
 def test_a_chunk_that_was_damaged_in_memory_is_never_written(open_tier, new_chunk, store, root):
     tier, chunk = open_tier(), new_chunk(0)
     chunk.encoded.payload_LN[0, 0] ^= 1

@@ -30,7 +30,7 @@ from worldkv.memory.format import PAYLOAD_ALIGNMENT, Buffer
 from worldkv.memory.tier import Tier
 from worldkv.memory.tiers import folder
 from worldkv.memory.tiers.disk import DiskTier, verified
-from worldkv.memory.tiers.folder import MARKER, QUARANTINE, VERSION, WHAT
+from worldkv.memory.tiers.folder import MARKER, MARKER_PART, QUARANTINE, VERSION, WHAT
 from worldkv.memory.tiers.ledger import Ledger
 from worldkv.memory.tiers.names import NAME_FILE, Names, name_file
 from worldkv.memory.tiers.quarantine import Quarantine
@@ -245,7 +245,7 @@ class DurableTier:
         """Mark the root as this tier's, or find that it is. Raises as `is_claimed`."""
         if not self.is_claimed():
             with self._refused(), self._reported(f"{self.root} cannot be written"):
-                self._store.pipe_file(f"{self.root}/{MARKER}", json.dumps(self._mark).encode())
+                self._send(json.dumps(self._mark).encode(), f"{self.root}/{MARKER}", f"{self.root}/{MARKER_PART}")
             self.is_claimed()
 
     def is_claimed(self) -> bool:
@@ -257,7 +257,8 @@ class DurableTier:
         with self._refused(), self._reported(f"{self.root} cannot be listed"):
             self._store.invalidate_cache()
             if not self._store.exists(marker):
-                if foreign := self._store.find(self.root):
+                part = f"{self.root}/{MARKER_PART}".lstrip("/")
+                if foreign := [path for path in self._store.find(self.root) if path.lstrip("/") != part]:
                     raise ConfigError(
                         f"tier {self.name}: {self.root} holds {foreign[0]!r}, which no tier wrote; "
                         f"name a place of its own, such as {self.root}/worldkv"
@@ -329,8 +330,11 @@ class DurableTier:
         return f"{self.root}/{chunk_id}{suffix}"
 
     def _upload(self, chunk: KVChunk) -> None:
-        data, final = chunk.to_bytes(), self._path(chunk.id)
-        target = final if self._whole_objects else self._path(chunk.id, PART_SUFFIX)
+        self._send(chunk.to_bytes(), self._path(chunk.id), self._path(chunk.id, PART_SUFFIX))
+
+    def _send(self, data: bytes, final: str, part: str) -> None:
+        """Under its own name whole or not at all; by way of `part` where the store shows halves."""
+        target = final if self._whole_objects else part
         self._store.pipe_file(target, data)
         if (size := self._store.info(target)["size"]) != len(data):
             raise TransferError(f"tier {self.name}: {len(data)} bytes sent to {target}, {size} arrived")
