@@ -170,6 +170,9 @@ class World:
         self.harmed = {(level, chunk_id) for level, chunk_id in self.harmed if level >= DISK}
         with suppress(PowerCut):
             self.memory.close()
+        for tier in self.tiers:  # the kernel gives locks back, however a process ends
+            with suppress(PowerCut):
+                tier.close()
         self.stamp = max(faults.stamp for faults in self.media.values())
 
     def _expect_found(self, before: list[list[str]]) -> None:
