@@ -1,0 +1,180 @@
+"""The Wan DiT with LingBot's weights, chunk by chunk, against recordings of the published code in all its cache modes.
+
+Every pass has a recorded input (teacher forcing); each chunk's clean pass gives the KV that later windows are made of.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from published_window import Grid, History, window
+from safetensors.torch import load_file
+from torch import Tensor
+
+from worldkv.memory.compression import Pruning
+from worldkv.models.wan.layers import Condition
+from worldkv.models.wan.network import WanNetwork
+from worldkv.models.wan.shape import TextShape, WanShape
+
+ABSOLUTE = 2e-5
+PASSES = ("noise", "x1", "clean")
+MODES = (
+    "full",
+    "fifo",
+    "sink3_recent6",
+    "retr6",
+    "retr6_rope",
+    "retr6_storepool",
+    "retr6_rope_storepool",
+    "retr6_storeframe",
+    "retr6_rope_storeframe",
+    "retr18_rope_short",
+    "retr6_runtime",
+    "retr6_rope_runtime_rotate",
+)
+CAM_CHANNELS = 6 * 8 * 8
+
+
+class Case(NamedTuple):
+    network: WanNetwork
+    inputs: dict[str, Tensor]
+    manifest: dict[str, Any]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def case(reference: Path) -> Case:
+    folder = reference / "lingbot_dit"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    network = WanNetwork(shape_of(manifest["config"]))
+    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    return Case(network.requires_grad_(False), load_file(folder / "inputs.safetensors"), manifest, folder)
+
+
+def shape_of(config: dict[str, Any]) -> WanShape:
+    return WanShape(
+        width=config["dim"],
+        mlp_width=config["ffn_dim"],
+        heads=config["num_heads"],
+        layers=config["num_layers"],
+        noise_features=config["freq_dim"],
+        in_channels=config["in_dim"],
+        out_channels=config["out_dim"],
+        context=TextShape(config["text_dim"], config["text_len"]),
+        camera_channels=CAM_CHANNELS,
+    )
+
+
+def history_of(case: Case) -> History:
+    geometry, shape = case.manifest["geometry"], case.network.shape
+    rows, columns = geometry["latent_h"] // shape.patch[1], geometry["latent_w"] // shape.patch[2]
+    return History(Grid(geometry["chunk_size"], shape.layers, shape.heads, rows, columns, shape.head_dim))
+
+
+def past_of(history: History, mode: dict[str, Any], chunk: int) -> list[tuple[Tensor, Tensor]]:
+    """Sink, retrieved and recent part of a mode's window, as its manifest describes it."""
+    size = history.grid.chunk_frames
+    first, stop = chunk * size, (chunk + 1) * size
+    sources = mode["retrieved_source_start_frame_per_chunk"][chunk]
+    if sources is not None:
+        recent = mode.get("recent_frames", 0)
+        retrieved = [retrieved_part(history, mode, chunk, place) for place in range(len(sources))]
+        return [history.frames(0, mode["sink_size"]), *retrieved, history.frames(stop - recent, first)]
+    limit = mode["local_attn_size"]
+    if limit == -1 or stop <= limit:
+        return [history.frames(0, first)] if first else []
+    return [history.frames(0, mode["sink_size"]), history.frames(stop - (limit - mode["sink_size"]), first)]
+
+
+def retrieved_part(history: History, mode: dict[str, Any], chunk: int, place: int) -> tuple[Tensor, Tensor]:
+    options, size = mode["generate_kwargs"], history.grid.chunk_frames
+    sources = mode["retrieved_source_start_frame_per_chunk"][chunk]
+    at = start = sources[place]
+    if options.get("retrieval_rope_correction"):
+        at = (chunk + 1) * size - mode["recent_frames"] - (len(sources) - place) * size
+    if not options.get("kv_compression_enable"):
+        return history.frames(start, start + size, at=at)
+    pruning = Pruning(
+        options["kv_compression_keep_ratio"],
+        pooled=options.get("kv_compression_pooled", False),
+        anchor_frame=place % size if options.get("kv_compression_anchor_rotate") else 0,
+    )
+    return history.pruned(start, at=at, pruning=pruning, stored=options.get("kv_compression_at_store", False))
+
+
+def play(case: Case, mode: dict[str, Any], chunks: int) -> tuple[Tensor, History]:
+    """Outputs [chunk, pass, C, F, H, W] and the KV of all chunks."""
+    history, inputs, out = history_of(case), case.inputs, []
+    size = history.grid.chunk_frames
+    context = case.network.context(inputs["context"][None])
+    for chunk in range(chunks):
+        part = slice(chunk * size, (chunk + 1) * size)
+        condition = Condition(
+            inputs["y"][None, :, part], context, case.network.camera(inputs["cond"][:, :, part].float())
+        )
+        view = window(history, past_of(history, mode, chunk), chunk * size)
+        own: list[tuple[Tensor, Tensor]] = []
+
+        def attend(layer, q, k, v, view=view, own=own):
+            own.append((k[0], v[0]))
+            return view.attend(layer, q, k, v)
+
+        for number, name in enumerate(PASSES):
+            own.clear()
+            timestep = inputs["t"][number].expand(1, size)
+            out.append(case.network(inputs[name][None, :, part], timestep, condition, attend)[0])
+        history.k.append(torch.stack([k for k, _ in own]))
+        history.v.append(torch.stack([v for _, v in own]))
+    return torch.stack(out).unflatten(0, (chunks, len(PASSES))), history
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_outputs_match_in_every_cache_mode(case: Case, name: str):
+    mode = case.manifest["modes"][name]
+    expected = load_file(case.folder / "outputs.safetensors")[f"{name}/out"]
+    found, _ = play(case, mode, case.manifest["geometry"]["num_chunks"])
+    stored = mode["outputs_stored"]
+    found = found[stored["first_chunk"] :, stored["passes"]]
+    torch.testing.assert_close(found, expected, atol=ABSOLUTE, rtol=0)
+
+
+def test_outputs_match_with_the_window_of_lingbot_2(case: Case):
+    chunks = case.manifest["geometry"]["num_chunks"]
+    mode = case.manifest["v2_local12_sink6"]["model_kwargs"] | {
+        "retrieved_source_start_frame_per_chunk": [None] * chunks
+    }
+    expected = load_file(case.folder / "outputs_v2.safetensors")["v2_local12_sink6/out_chunks4to7"]
+    torch.testing.assert_close(play(case, mode, chunks)[0][4:], expected, atol=ABSOLUTE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks", "parts"),
+    [
+        ("full", 3, [(0, 9)]),
+        ("fifo", 3, [(3, 9)]),
+        ("fifo", 8, [(18, 24)]),
+        ("sink3_recent6", 8, [(0, 3), (18, 24)]),
+        ("retr6_rope_storepool", 8, [(0, 3), (12, 24)]),
+    ],
+)
+def test_kv_matches(case: Case, name: str, chunks: int, parts: list[tuple[int, int]]):
+    caches = load_file(case.folder / "caches.safetensors")
+    _, history = play(case, case.manifest["modes"][name], chunks)
+    found = [torch.cat(part, dim=1) for part in zip(*(history.frames(*part) for part in parts), strict=True)]
+    compared = 0
+    for key, expected in caches.items():
+        if key.startswith(f"{name}/after_chunk{chunks - 1}/"):
+            layer, kind = int(key.split("/layer")[1][0]), key.rpartition("/")[2][0]
+            torch.testing.assert_close(found["kv".index(kind)][layer][None], expected, atol=ABSOLUTE, rtol=0)
+            compared += 1
+    assert compared >= 2
+
+
+def test_context_kv_matches(case: Case):
+    caches, context = load_file(case.folder / "caches.safetensors"), case.network.context(case.inputs["context"][None])
+    for layer in range(case.network.shape.layers):
+        for kind, found_LBCHD in zip("kv", context, strict=True):
+            expected = caches[f"crossattn/layer{layer}/{kind}"]
+            torch.testing.assert_close(found_LBCHD[layer], expected, atol=ABSOLUTE, rtol=0)
