@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worldkv.denoise import denoise, gaussian
-from worldkv.models.base import WorldModel
+from worldkv.denoise import denoise, gaussian, renoise
+from worldkv.models.base import Schedule, Window, WorldModel
 from worldkv.session import Retrieved, Session
 from worldkv.window.buffer import AssembledWindow, WindowBuffer
 
@@ -60,7 +61,7 @@ def rollout(
     model: WorldModel,
     sessions: Sequence[Session],
     *,
-    levels: Sequence[float],
+    levels: Sequence[float] | Schedule,
     given: Sequence[NDArray[np.uint8]] | None = None,
     forced_from: int | None = None,
     clock: StageSeconds | None = None,
@@ -70,7 +71,7 @@ def rollout(
     Yields the records of one chunk, in the order of `sessions`, which must be at the same chunk and end together.
     `given` holds per session the first video frames [F', H, W, 3] it is shown instead of making them (whole
     chunks). From chunk `forced_from` on it makes every chunk all the same, but remembers the given one (teacher
-    forcing). `levels` are the noise levels of the denoise steps.
+    forcing). `levels` are the noise levels of the denoise steps; a Schedule where a model has its own.
     """
     if len({(session.chunk, session.chunks) for session in sessions}) > 1:
         places = ", ".join(f"{session.chunk} of {session.chunks}" for session in sessions)
@@ -107,7 +108,7 @@ def _advance(
     sessions: Sequence[Session],
     retrieved: Sequence[Retrieved],
     buffer: WindowBuffer,
-    levels: Sequence[float],
+    levels: Sequence[float] | Schedule,
     given: NDArray[np.uint8] | None,
     forced: bool,
     clock: StageSeconds,
@@ -118,7 +119,7 @@ def _advance(
     with clock("denoise"):
         condition = model.condition(states, views)
         if given is None or forced:
-            made = latents = denoise(model, _noise(model, sessions), condition, window, levels)
+            made = latents = _make(model, sessions, condition, window, levels)
         if given is not None:
             latents = model.encode(torch.from_numpy(given), states)
     with clock("clean pass"):
@@ -143,9 +144,22 @@ def _assemble(buffer: WindowBuffer, sessions: Sequence[Session], retrieved: Sequ
     return window
 
 
-def _noise(model: WorldModel, sessions: Sequence[Session]) -> torch.Tensor:
+def _make(
+    model: WorldModel,
+    sessions: Sequence[Session],
+    condition: object,
+    window: Window,
+    levels: Sequence[float] | Schedule,
+) -> torch.Tensor:
+    """Latents from noise."""
+    if isinstance(levels, Schedule):
+        return renoise(model, partial(_noise, model, sessions), condition, window, levels)
+    return denoise(model, _noise(model, sessions, 0), condition, window, levels)
+
+
+def _noise(model: WorldModel, sessions: Sequence[Session], step: int) -> torch.Tensor:
     shape = (model.geometry.chunk_latent_frames, *model.latent_shape)
-    draws = [gaussian(shape, seed=s.seed, rollout=s.rollout, chunk=s.chunk) for s in sessions]
+    draws = [gaussian(shape, seed=s.seed, rollout=s.rollout, chunk=s.chunk, step=step) for s in sessions]
     return torch.stack(draws).to(model.device)
 
 

@@ -10,6 +10,7 @@ Shapes: L layers, F frames, T tokens, H heads, D head dim.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldkv.camera import Trajectory
+from worldkv.camera import ACTION_COLUMNS, Trajectory, to_key_columns
 from worldkv.errors import ModelError, TrajectoryError
 from worldkv.memory import retrieval
 from worldkv.memory.chunk import KVChunk, make_chunk
@@ -237,10 +238,11 @@ def open_session(
     seed: int = 0,
     rollout: int = 0,
     tenant: str = "default",
+    context: Mapping[str, Tensor] | None = None,
 ) -> Session:
-    """A session at the start of its trajectory.
+    """A session at the start of its trajectory; `context` is what the model makes it from, prompt and image say.
 
-    Raises TrajectoryError when that is shorter than one chunk, and ModelError for a memory of other weights.
+    Raises TrajectoryError when the trajectory is shorter than one chunk, and ModelError for a memory of other weights.
     """
     if memory.epoch != model.epoch:
         raise ModelError(
@@ -252,7 +254,7 @@ def open_session(
         raise TrajectoryError(
             f"{trajectory.name}: {len(trajectory)} poses, but one chunk of {model.name} takes {per_chunk}"
         )
-    state = model.open(chunk_view(trajectory, 0, per_chunk), {})
+    state = model.open(chunk_view(trajectory, 0, per_chunk), context or {})
     index = PoseIndex(parity=policy.parity)
     return Session(model, memory, policy, trajectory, seed, rollout, tenant, state, index=index)
 
@@ -260,7 +262,9 @@ def open_session(
 def chunk_view(trajectory: Trajectory, chunk: int, video_frames: int) -> View:
     """The camera over chunk `chunk` of a trajectory cut into `video_frames` each."""
     part = slice(chunk * video_frames, (chunk + 1) * video_frames)
+    actions = trajectory.actions
     return View(
         c2w_F44=trajectory.c2w_F44[part].astype(np.float32),
         intrinsics_F4=trajectory.intrinsics_F4[part].astype(np.float32),
+        actions_FA=None if actions is None else to_key_columns(actions[part], ACTION_COLUMNS),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,3 +64,34 @@ def window(history: History, past: Sequence[tuple[Tensor, Tensor]], first_frame:
     own = torch.empty(grid.layers, grid.chunk_frames * grid.rows * grid.columns, grid.heads, grid.head_dim)
     k, v = (torch.cat([*parts, own], dim=1)[:, None] for parts in ([k for k, _ in past], [v for _, v in past]))
     return AssembledWindow(k, v, k.shape[2] - own.shape[1], cos[None], sin[None])
+
+
+def past_of(history: History, mode: dict[str, Any], chunk: int) -> list[tuple[Tensor, Tensor]]:
+    """Sink, retrieved and recent part of a mode's window, as its manifest describes it."""
+    size = history.grid.chunk_frames
+    first, stop = chunk * size, (chunk + 1) * size
+    sources = mode["retrieved_source_start_frame_per_chunk"][chunk]
+    if sources is not None:
+        recent = mode.get("recent_frames", 0)
+        retrieved = [retrieved_part(history, mode, chunk, place) for place in range(len(sources))]
+        return [history.frames(0, mode["sink_size"]), *retrieved, history.frames(stop - recent, first)]
+    limit = mode["local_attn_size"]
+    if limit == -1 or stop <= limit:
+        return [history.frames(0, first)] if first else []
+    return [history.frames(0, mode["sink_size"]), history.frames(stop - (limit - mode["sink_size"]), first)]
+
+
+def retrieved_part(history: History, mode: dict[str, Any], chunk: int, place: int) -> tuple[Tensor, Tensor]:
+    options, size = mode["generate_kwargs"], history.grid.chunk_frames
+    sources = mode["retrieved_source_start_frame_per_chunk"][chunk]
+    at = start = sources[place]
+    if options.get("retrieval_rope_correction"):
+        at = (chunk + 1) * size - mode["recent_frames"] - (len(sources) - place) * size
+    if not options.get("kv_compression_enable"):
+        return history.frames(start, start + size, at=at)
+    pruning = Pruning(
+        options["kv_compression_keep_ratio"],
+        pooled=options.get("kv_compression_pooled", False),
+        anchor_frame=place % size if options.get("kv_compression_anchor_rotate") else 0,
+    )
+    return history.pruned(start, at=at, pruning=pruning, stored=options.get("kv_compression_at_store", False))

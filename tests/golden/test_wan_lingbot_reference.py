@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from published_window import Grid, History, window
+from published_window import Grid, History, past_of, window
 from safetensors.torch import load_file
 from torch import Tensor
 
-from worldkv.memory.compression import Pruning
 from worldkv.models.wan.layers import Condition
 from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.shape import TextShape, WanShape
@@ -71,37 +70,6 @@ def history_of(case: Case) -> History:
     geometry, shape = case.manifest["geometry"], case.network.shape
     rows, columns = geometry["latent_h"] // shape.patch[1], geometry["latent_w"] // shape.patch[2]
     return History(Grid(geometry["chunk_size"], shape.layers, shape.heads, rows, columns, shape.head_dim))
-
-
-def past_of(history: History, mode: dict[str, Any], chunk: int) -> list[tuple[Tensor, Tensor]]:
-    """Sink, retrieved and recent part of a mode's window, as its manifest describes it."""
-    size = history.grid.chunk_frames
-    first, stop = chunk * size, (chunk + 1) * size
-    sources = mode["retrieved_source_start_frame_per_chunk"][chunk]
-    if sources is not None:
-        recent = mode.get("recent_frames", 0)
-        retrieved = [retrieved_part(history, mode, chunk, place) for place in range(len(sources))]
-        return [history.frames(0, mode["sink_size"]), *retrieved, history.frames(stop - recent, first)]
-    limit = mode["local_attn_size"]
-    if limit == -1 or stop <= limit:
-        return [history.frames(0, first)] if first else []
-    return [history.frames(0, mode["sink_size"]), history.frames(stop - (limit - mode["sink_size"]), first)]
-
-
-def retrieved_part(history: History, mode: dict[str, Any], chunk: int, place: int) -> tuple[Tensor, Tensor]:
-    options, size = mode["generate_kwargs"], history.grid.chunk_frames
-    sources = mode["retrieved_source_start_frame_per_chunk"][chunk]
-    at = start = sources[place]
-    if options.get("retrieval_rope_correction"):
-        at = (chunk + 1) * size - mode["recent_frames"] - (len(sources) - place) * size
-    if not options.get("kv_compression_enable"):
-        return history.frames(start, start + size, at=at)
-    pruning = Pruning(
-        options["kv_compression_keep_ratio"],
-        pooled=options.get("kv_compression_pooled", False),
-        anchor_frame=place % size if options.get("kv_compression_anchor_rotate") else 0,
-    )
-    return history.pruned(start, at=at, pruning=pruning, stored=options.get("kv_compression_at_store", False))
 
 
 def play(case: Case, mode: dict[str, Any], chunks: int) -> tuple[Tensor, History]:

@@ -1,7 +1,7 @@
 """One layer of a causal Wan DiT. Attribute names are those of the published checkpoints.
 
 - What modulates (shift, scale and gate of every latent frame) is computed and applied in float32, and so are all
-  norms; matrix products run in the dtype of their weights. The residual stream is float32.
+  norms; other matrix products run in the dtype of their weights. The residual stream is float32.
 - Self-attention is left to the caller, who decides what is attended to and rotates.
 
 Shapes: B sessions, L layers, F latent frames, S tokens per latent frame, T = F * S tokens, C context tokens,
@@ -37,8 +37,9 @@ class ContextKV(NamedTuple):
 class CameraTerms(NamedTuple):
     """How every layer answers to the camera: x becomes (1 + scale) x + shift. Independent of the noise level."""
 
-    scale_LBTE: Tensor
-    shift_LBTE: Tensor
+    scales_L: tuple[Tensor, ...]
+    """[B, T, E] each."""
+    shifts_L: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         return fn.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class Linear32(nn.Linear):
+    """A matrix product in float32 whatever the dtype of its weights: for what modulates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], float32."""
+        return fn.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 class RMSNorm(nn.Module):
@@ -136,7 +145,7 @@ class Layer(nn.Module):
         q, (k, v) = self.self_attn.queries(normal), self.self_attn.keys_values(normal)
         x = x_BTE + per_frame(self.self_attn.leave(attend(layer, q, k, v)), gate_a)
         if (camera := condition.camera) is not None:
-            x = (1 + camera.scale_LBTE[layer]) * x + camera.shift_LBTE[layer]
+            x = (1 + camera.scales_L[layer]) * x + camera.shifts_L[layer]
         x = x + self._look_up(x, condition.context.k_LBCHD[layer], condition.context.v_LBCHD[layer])
         return x + per_frame(self.ffn(modulate(self.norm2(x), shift_m, scale_m)), gate_m)
 

@@ -22,6 +22,7 @@ from worldkv.models.wan.layers import (
     Layer,
     LayerNorm,
     Linear,
+    Linear32,
     modulate,
 )
 from worldkv.models.wan.shape import ImageShape, TextShape, WanShape
@@ -47,8 +48,8 @@ class WanNetwork(nn.Module):
         if shape.camera_channels is not None:
             self.patch_embedding_wancamctrl = Linear(shape.camera_channels * shape.patch_latents, E)
             self.c2ws_hidden_states_layer1, self.c2ws_hidden_states_layer2 = Linear(E, E), Linear(E, E)
-        self.time_embedding = nn.Sequential(Linear(shape.noise_features, E), nn.SiLU(), Linear(E, E))
-        self.time_projection = nn.Sequential(nn.SiLU(), Linear(E, MODULATIONS * E))
+        self.time_embedding = nn.Sequential(Linear32(shape.noise_features, E), nn.SiLU(), Linear32(E, E))
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear32(E, MODULATIONS * E))
         self.blocks = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.head = Head(shape)
 
@@ -69,8 +70,9 @@ class WanNetwork(nn.Module):
         """The camera's part in every layer from its map at latent resolution, once per chunk."""
         stem = self.patch_embedding_wancamctrl(to_patches(map_BCFHW, self.shape.patch))
         stem = stem + self.c2ws_hidden_states_layer2(fn.silu(self.c2ws_hidden_states_layer1(stem)))
-        pairs = [layer.camera_terms(stem) for layer in self._layers()]
-        return CameraTerms(*map(torch.stack, zip(*pairs, strict=True)))
+        # Not stacked: at full size they are gigabytes, and would be there twice.
+        scales, shifts = zip(*(layer.camera_terms(stem) for layer in self._layers()), strict=True)
+        return CameraTerms(scales, shifts)
 
     def forward(self, latents_BCFHW: Tensor, timestep_BF: Tensor, condition: Condition, attend: Attend) -> Tensor:
         """Flow [B, C, F, H, W] in float32; `timestep_BF` is a thousand times the noise level."""
@@ -78,8 +80,8 @@ class WanNetwork(nn.Module):
         x = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))
         grid = x.shape[2:]
         x = x.flatten(2).transpose(1, 2).float()
-        level = self.time_embedding(sinusoids(timestep_BF, self.shape.noise_features)).float()
-        levels = torch.unflatten(self.time_projection(level).float(), -1, (MODULATIONS, -1))
+        level = self.time_embedding(sinusoids(timestep_BF, self.shape.noise_features))
+        levels = torch.unflatten(self.time_projection(level), -1, (MODULATIONS, -1))
         for number, layer in enumerate(self.blocks):
             x = layer(x, levels, condition, number, attend)
         return from_patches(self.head(x, level), grid, self.shape)
@@ -110,13 +112,13 @@ class Head(nn.Module):
         super().__init__()
         self.modulation = nn.Parameter(torch.zeros(1, 2, shape.width))
         self.norm = LayerNorm(shape.width, shape.eps, elementwise_affine=False)
-        self.head = Linear(shape.width, shape.out_channels * shape.patch_latents)
+        self.head = Linear32(shape.width, shape.out_channels * shape.patch_latents)
 
     def forward(self, x_BTE: Tensor, level_BFE: Tensor) -> Tensor:
         """[B, T, patch values]."""
         shift, scale = (level_BFE[:, :, None] + self.modulation.float()).unbind(2)
         patches: Tensor = self.head(modulate(self.norm(x_BTE), shift, scale))
-        return patches.float()
+        return patches
 
 
 def sinusoids(timestep_BF: Tensor, features: int) -> Tensor:

@@ -1,0 +1,51 @@
+"""Noise tables and the two conversions of a denoise step, against recordings of the published schedulers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from worldkv.models.lingbot.schedule import lingbot_schedule, noise_table
+
+ROUNDING = 5e-7
+
+
+@pytest.fixture(scope="module")
+def lingbot(reference: Path) -> dict[str, Tensor]:
+    return load_file(reference / "sampler" / "lingbot_scheduler.safetensors")
+
+
+@pytest.fixture(scope="module")
+def manifest(reference: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((reference / "sampler" / "manifest.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("shift", [3, 5, 10])
+def test_lingbot_noise_tables_match(lingbot: dict[str, Tensor], shift: int):
+    table, expected = noise_table(shift), lingbot[f"shift{shift}/sigmas"]
+    torch.testing.assert_close(torch.from_numpy(table).float(), expected[:-1], atol=1e-7, rtol=0)
+    assert (table * 1000).astype(np.int64).tolist() == lingbot[f"shift{shift}/timesteps"].tolist()
+
+
+@pytest.mark.parametrize("shift", [3, 5, 10])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_lingbot_steps_match(lingbot: dict[str, Tensor], manifest: dict[str, Any], shift: int, version: str):
+    case = manifest["lingbot"][f"shift{shift}_{version}"]
+    schedule = lingbot_schedule(case["timesteps_index"], shift)
+    assert schedule.levels == pytest.approx(case["sigma_x0"], abs=1e-7)
+    assert schedule.mixed == pytest.approx(case["sigma_add_noise"][1:], abs=1e-7)
+    assert [int(level * 1000) for level in schedule.levels] == case["timesteps"]
+    for step, level in enumerate(schedule.levels):
+        clean = lingbot["in/xt"].double() - level * lingbot["in/flow_pred"].double()
+        expected = lingbot[f"shift{shift}/{version}/x0"][step]
+        torch.testing.assert_close(clean.float(), expected, atol=ROUNDING, rtol=0)
+    for step, share in enumerate(schedule.mixed, start=1):
+        mixed = (1 - torch.tensor(share)) * lingbot["in/x0"] + torch.tensor(share) * lingbot["in/noise"]
+        expected = lingbot[f"shift{shift}/{version}/add_noise"][step]
+        torch.testing.assert_close(mixed, expected, atol=ROUNDING, rtol=0)
