@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from worldkv.models.lingbot.schedule import lingbot_schedule, noise_table
+from worldkv.models.matrix_game import schedule as matrix_game
 
 ROUNDING = 5e-7
 
@@ -49,3 +50,17 @@ def test_lingbot_steps_match(lingbot: dict[str, Tensor], manifest: dict[str, Any
         mixed = (1 - torch.tensor(share)) * lingbot["in/x0"] + torch.tensor(share) * lingbot["in/noise"]
         expected = lingbot[f"shift{shift}/{version}/add_noise"][step]
         torch.testing.assert_close(mixed, expected, atol=ROUNDING, rtol=0)
+
+
+def test_matrix_game_noise_table_and_conversions_match(reference: Path):
+    recorded = load_file(reference / "sampler" / "matrix_game2_scheduler.safetensors")
+    table = matrix_game.noise_table(5.0)
+    assert torch.equal(table, recorded["sched/sigmas"])
+    assert torch.equal(table * matrix_game.STEPS, recorded["sched/timesteps"])
+    clean, noise = recorded["sched/in_a"], recorded["sched/in_b"]
+    for row, timestep in enumerate(recorded["sched/in_t"]):
+        level = table[(recorded["sched/timesteps"] - timestep).abs().argmin()]
+        mixed = (1 - level) * clean[row] + level * noise[row]
+        torch.testing.assert_close(mixed, recorded["sched/add_noise"][row], atol=ROUNDING, rtol=0)
+        found = noise[row].double() - level.double() * clean[row].double()
+        torch.testing.assert_close(found.float(), recorded["sched/x0_from_flow"][row], atol=ROUNDING, rtol=0)

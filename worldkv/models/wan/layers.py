@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
+from worldkv.models.wan.actions import ActionChunk, ActionModule
+from worldkv.models.wan.parts import LayerNorm, Linear, RMSNorm
 from worldkv.models.wan.shape import WanShape
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -50,44 +52,7 @@ class Condition:
     """Concatenated to the latents."""
     context: ContextKV
     camera: CameraTerms | None = None
-
-
-class Linear(nn.Linear):
-    """A matrix product in the dtype of its weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        return fn.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-class Linear32(nn.Linear):
-    """A matrix product in float32 whatever the dtype of its weights: for what modulates."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], float32."""
-        return fn.linear(x.float(), self.weight.float(), self.bias.float())
-
-
-class RMSNorm(nn.Module):
-    """Over all heads together, as Wan does; computed in float32."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype."""
-        return fn.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Computed in float32 whatever the dtype of its weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape, float32."""
-        if not self.elementwise_affine:
-            return fn.layer_norm(x.float(), self.normalized_shape, eps=self.eps)
-        return fn.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+    actions: ActionChunk | None = None
 
 
 class Projections(nn.Module):
@@ -117,9 +82,9 @@ class Projections(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, camera, cross-attention, MLP."""
+    """Self-attention, camera, cross-attention, actions, MLP."""
 
-    def __init__(self, shape: WanShape) -> None:
+    def __init__(self, shape: WanShape, layer: int) -> None:
         super().__init__()
         E = shape.width
         self.modulation = nn.Parameter(torch.zeros(1, MODULATIONS, E))
@@ -132,6 +97,8 @@ class Layer(nn.Module):
         if shape.camera_channels is not None:
             self.cam_injector_layer1, self.cam_injector_layer2 = Linear(E, E), Linear(E, E)
             self.cam_scale_layer, self.cam_shift_layer = Linear(E, E), Linear(E, E)
+        if shape.actions is not None and layer in shape.actions.layers:
+            self.action_model = ActionModule(shape.actions, E)
 
     def camera_terms(self, camera_BTE: Tensor) -> tuple[Tensor, Tensor]:
         """This layer's scale and shift, [B, T, E] each."""
@@ -147,6 +114,8 @@ class Layer(nn.Module):
         if (camera := condition.camera) is not None:
             x = (1 + camera.scales_L[layer]) * x + camera.shifts_L[layer]
         x = x + self._look_up(x, condition.context.k_LBCHD[layer], condition.context.v_LBCHD[layer])
+        if condition.actions is not None and hasattr(self, "action_model"):
+            x = self.action_model(x, condition.actions, layer)
         return x + per_frame(self.ffn(modulate(self.norm2(x), shift_m, scale_m)), gate_m)
 
     def _look_up(self, x_BTE: Tensor, k_BCHD: Tensor, v_BCHD: Tensor) -> Tensor:

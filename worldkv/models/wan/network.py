@@ -20,11 +20,9 @@ from worldkv.models.wan.layers import (
     Condition,
     ContextKV,
     Layer,
-    LayerNorm,
-    Linear,
-    Linear32,
     modulate,
 )
+from worldkv.models.wan.parts import LayerNorm, Linear, Linear32
 from worldkv.models.wan.shape import ImageShape, TextShape, WanShape
 
 LONGEST_PERIOD = 10000.0
@@ -50,7 +48,7 @@ class WanNetwork(nn.Module):
             self.c2ws_hidden_states_layer1, self.c2ws_hidden_states_layer2 = Linear(E, E), Linear(E, E)
         self.time_embedding = nn.Sequential(Linear32(shape.noise_features, E), nn.SiLU(), Linear32(E, E))
         self.time_projection = nn.Sequential(nn.SiLU(), Linear32(E, MODULATIONS * E))
-        self.blocks = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.blocks = nn.ModuleList(Layer(shape, layer) for layer in range(shape.layers))
         self.head = Head(shape)
 
     def context(self, tokens_BCW: Tensor) -> ContextKV:
