@@ -10,7 +10,6 @@ import pytest
 import torch
 from published_window import Grid, History, past_of, window
 from safetensors.torch import load_file
-from test_wan_lingbot_reference import shape_of
 from torch import Tensor
 
 import worldkv.rollout
@@ -25,6 +24,7 @@ from worldkv.models.lingbot.model import LingBotModel
 from worldkv.models.lingbot.schedule import lingbot_schedule
 from worldkv.models.wan.model import LATENT_SIDE, WanSettings
 from worldkv.models.wan.network import WanNetwork
+from worldkv.models.wan.official import shape_of
 from worldkv.session import chunk_view, open_session
 
 ABSOLUTE = 5e-5
@@ -44,7 +44,7 @@ class Golden(NamedTuple):
 def golden(reference: Path) -> Golden:
     folder = reference / "lingbot_dit"
     manifest = json.loads((folder / "manifest.json").read_text())
-    network = WanNetwork(shape_of(manifest["config"]))
+    network = WanNetwork(shape_of(manifest["config"], "manifest"))
     network.load_state_dict(load_file(folder / "weights.safetensors"))
     inputs = load_file(folder / "inputs.safetensors")
     e2e = {}

@@ -20,7 +20,7 @@ from worldkv.models.matrix_game.model import MatrixGameModel
 from worldkv.models.matrix_game.schedule import matrix_game_schedule
 from worldkv.models.wan.model import LATENT_SIDE, WanSettings
 from worldkv.models.wan.network import WanNetwork
-from worldkv.models.wan.shape import ActionShape, ImageShape, MouseShape, WanShape
+from worldkv.models.wan.official import shape_of
 
 ABSOLUTE = 2e-5
 SHIFT = 5.0
@@ -47,40 +47,13 @@ class RawRows:
         return actions_FA[:, self.mouse_values :], actions_FA[:, : self.mouse_values]
 
 
-def shape_of(config: dict[str, Any], image_width: int) -> WanShape:
-    actions = config["action_config"]
-    mouse = MouseShape(actions["mouse_dim_in"], actions["mouse_hidden_dim"]) if actions["enable_mouse"] else None
-    return WanShape(
-        width=config["dim"],
-        mlp_width=config["ffn_dim"],
-        heads=config["num_heads"],
-        layers=config["num_layers"],
-        noise_features=config["freq_dim"],
-        in_channels=config["in_dim"],
-        out_channels=config["out_dim"],
-        context=ImageShape(image_width),
-        actions=ActionShape(
-            layers=tuple(actions["blocks"]),
-            heads=actions["heads_num"],
-            keys=actions["keyboard_dim_in"],
-            embedding=actions["hidden_size"],
-            keyboard_width=actions["keyboard_hidden_dim"],
-            mouse=mouse,
-            window=actions["windows_size"],
-            rows_per_latent=actions["vae_time_compression_ratio"],
-            time_pairs=actions["rope_dim_list"][0] // 2,
-            theta=actions["rope_theta"],
-            reach=config["local_attn_size"],
-        ),
-    )
-
-
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, reference: Path) -> Case:
     folder = reference / "matrix_game2_dit"
     manifest = json.loads((folder / "manifest.json").read_text())
     config = manifest["cases"][request.param]
-    network = WanNetwork(shape_of(config["model_config"], manifest["config"]["ctxd"])).requires_grad_(False)
+    sizes = config["model_config"] | {"image_dim": manifest["config"]["ctxd"], "patch_size": [1, 2, 2]}
+    network = WanNetwork(shape_of(sizes, "manifest")).requires_grad_(False)
     weights = load_file(folder / "weights.safetensors") | load_file(folder / config["weights_file"])
     state = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     network.load_state_dict({name: state[name] for name in network.state_dict()})

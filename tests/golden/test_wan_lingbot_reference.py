@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldkv.models.wan.layers import Condition
 from worldkv.models.wan.network import WanNetwork
-from worldkv.models.wan.shape import TextShape, WanShape
+from worldkv.models.wan.official import shape_of
 
 ABSOLUTE = 2e-5
 PASSES = ("noise", "x1", "clean")
@@ -33,7 +33,6 @@ MODES = (
     "retr6_runtime",
     "retr6_rope_runtime_rotate",
 )
-CAM_CHANNELS = 6 * 8 * 8
 
 
 class Case(NamedTuple):
@@ -47,23 +46,9 @@ class Case(NamedTuple):
 def case(reference: Path) -> Case:
     folder = reference / "lingbot_dit"
     manifest = json.loads((folder / "manifest.json").read_text())
-    network = WanNetwork(shape_of(manifest["config"]))
+    network = WanNetwork(shape_of(manifest["config"], "manifest"))
     network.load_state_dict(load_file(folder / "weights.safetensors"))
     return Case(network.requires_grad_(False), load_file(folder / "inputs.safetensors"), manifest, folder)
-
-
-def shape_of(config: dict[str, Any]) -> WanShape:
-    return WanShape(
-        width=config["dim"],
-        mlp_width=config["ffn_dim"],
-        heads=config["num_heads"],
-        layers=config["num_layers"],
-        noise_features=config["freq_dim"],
-        in_channels=config["in_dim"],
-        out_channels=config["out_dim"],
-        context=TextShape(config["text_dim"], config["text_len"]),
-        camera_channels=CAM_CHANNELS,
-    )
 
 
 def history_of(case: Case) -> History:

@@ -412,3 +412,26 @@ def test_a_memory_that_cannot_be_had_is_one_line_and_leaves_nothing(
     assert (said.code, said.out, said.err.count("error:")) == (2, "", 1)
     assert said.err.splitlines()[-1].startswith(fault)
     assert [path.name for path in tmp_path.rglob("*")] == ["theirs", "thesis.tex"]
+
+
+class TestModels:
+    def test_list_names_every_model_with_its_licence_and_size(self, worldkv, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "160")
+        said = worldkv("models", "list")
+        assert said.code == 0
+        for words in (("lingbot-world-fast", "Apache-2.0", "18.54 e9"), ("lingbot-world-2", "CC-BY-NC-SA-4.0")):
+            assert all(word in said.out for word in words)
+
+    def test_check_of_a_folder_without_a_model_is_one_line_and_exit_code_2(self, worldkv, tmp_path):
+        said = worldkv("models", "check", tmp_path)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.startswith(f"error: {tmp_path}: holds none of the published models")
+
+    def test_check_says_what_is_wrong_with_every_part(self, worldkv, tmp_path):
+        (tmp_path / "lingbot_world_fast").mkdir()
+        said = worldkv("models", "check", tmp_path)
+        assert said.code == 2
+        assert "LingBot-World-Fast (lingbot-world-fast), Apache-2.0" in said.out
+        assert "Wan2.1_VAE.pth: no such file" in said.out
+        assert "quick decoder: not there; it is optional" in said.out
+        assert "cannot be used (2 faults)" in said.err

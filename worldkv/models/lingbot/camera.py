@@ -30,7 +30,6 @@ Control = Literal["cam", "act"]
 """cam: centres and directions of rays; act: directions, and the move keys."""
 FOLD = 8
 """Pixels along one side of a latent pixel, folded into channels."""
-CHANNELS: dict[Control, int] = {"cam": 6 * FOLD**2, "act": 7 * FOLD**2}
 MOVES = [ACTION_COLUMNS.index(key) for key in LINGBOT_MOVE_COLUMNS]
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from worldkv.errors import ModelError
 from worldkv.models.base import ModelState, View
-from worldkv.models.lingbot.camera import CHANNELS, Control, camera_map, latent_poses
+from worldkv.models.lingbot.camera import Control, camera_map, latent_poses
 from worldkv.models.wan.layers import Condition
 from worldkv.models.wan.model import FRAMES, TRAIN_STEPS, WanChunk, WanModel
+from worldkv.models.wan.official import CAMERA_CHANNELS
 from worldkv.models.wan.shape import TextShape
 
 LAST_POSE, INTRINSICS, UNIT = "last_c2w", "intrinsics", "unit"
@@ -32,8 +33,7 @@ class LingBotModel(WanModel):
     @property
     def control(self) -> Control:
         """What the weights take of the camera."""
-        channels = self.network.shape.camera_channels
-        return next(control for control, size in CHANNELS.items() if size == channels)
+        return "act" if self.network.shape.camera_channels == CAMERA_CHANNELS["act"] else "cam"
 
     @torch.inference_mode()
     def open(self, view: View, context: Mapping[str, Tensor]) -> ModelState:

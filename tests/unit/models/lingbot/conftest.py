@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from worldkv.camera import PictureSize
-from worldkv.models.lingbot.camera import CHANNELS, Control
+from worldkv.models.lingbot.camera import Control
 from worldkv.models.lingbot.model import LingBotModel
 from worldkv.models.lingbot.schedule import lingbot_schedule
 from worldkv.models.wan.model import WanSettings
 from worldkv.models.wan.network import WanNetwork
+from worldkv.models.wan.official import CAMERA_CHANNELS
 from worldkv.models.wan.pictures import Pictures
 from worldkv.models.wan.random_weights import randomise
 from worldkv.models.wan.shape import TextShape, WanShape
@@ -31,7 +32,7 @@ def lingbot(control: Control = "cam", *, dtype: torch.dtype = torch.float32, vae
         in_channels=36,
         out_channels=16,
         context=TextShape(PROMPT_WIDTH, PROMPT_TOKENS),
-        camera_channels=CHANNELS[control],
+        camera_channels=CAMERA_CHANNELS[control],
     )
     network = WanNetwork(shape).to(dtype).requires_grad_(False)
     epoch = randomise(network, 0)
