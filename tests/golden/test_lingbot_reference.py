@@ -29,6 +29,7 @@ from worldkv.session import chunk_view, open_session
 
 ABSOLUTE = 5e-5
 EPOCH = "golden"
+SMALL = Path(__file__).parent / "small" / "lingbot"
 ROWS = {3: (0, 179, 358, 679), 4: (0, 250, 500, 750)}
 
 
@@ -42,14 +43,24 @@ class Golden(NamedTuple):
 
 @pytest.fixture(scope="module")
 def golden(reference: Path) -> Golden:
-    folder = reference / "lingbot_dit"
+    runs = [reference / "sampler" / f"{name}.safetensors" for name in ("lingbot_e2e", "lingbot_v2_e2e")]
+    return load_golden(reference / "lingbot_dit", runs)
+
+
+@pytest.fixture(scope="module")
+def small() -> Golden:
+    """The first chunks of one run, kept beside this file."""
+    return load_golden(SMALL, [SMALL / "run.safetensors"])
+
+
+def load_golden(folder: Path, runs: list[Path]) -> Golden:
     manifest = json.loads((folder / "manifest.json").read_text())
     network = WanNetwork(shape_of(manifest["config"], "manifest"))
     network.load_state_dict(load_file(folder / "weights.safetensors"))
     inputs = load_file(folder / "inputs.safetensors")
-    e2e = {}
-    for name in ("lingbot_e2e", "lingbot_v2_e2e"):
-        e2e |= load_file(reference / "sampler" / f"{name}.safetensors")
+    e2e: dict[str, Tensor] = {}
+    for run in runs:
+        e2e |= load_file(run)
     frames = manifest["geometry"]["latent_frames"] * 4
     poses, intrinsics = (stretched(inputs[name].numpy(), frames) for name in ("poses_npy", "intrinsics_npy"))
     return Golden(network.requires_grad_(False), inputs, e2e, manifest, Trajectory(poses, intrinsics))
@@ -92,12 +103,12 @@ def context_of(golden: Golden) -> dict[str, Tensor]:
 
 
 def generate(golden: Golden, model: LingBotModel, mode: dict[str, Any], draws: Tensor) -> Tensor:
-    """Latents [C, F, H, W] of all chunks, in windows as the published code assembles them."""
-    g, frames = model.geometry, golden.manifest["geometry"]["latent_frames"]
+    """Latents [C, F, H, W] of the chunks that have draws, in windows as the published code assembles them."""
+    g = model.geometry
     history = History(Grid(g.chunk_latent_frames, g.layers, g.heads, g.rows, g.columns, g.head_dim))
     size, out = g.chunk_latent_frames, []
     state = model.open(chunk_view(golden.trajectory, 0, 4 * size), context_of(golden))
-    for chunk in range(frames // size):
+    for chunk in range(len(draws)):
         noises = [golden.e2e["draws_noise"][:, chunk * size : (chunk + 1) * size], *draws[chunk]]
         condition = model.condition([state], [chunk_view(golden.trajectory, chunk, 4 * size)])
         view = window(history, past_of(history, mode, chunk), chunk * size)
@@ -127,6 +138,13 @@ def test_generation_matches(golden: Golden, name: str, mode: str, shift: float):
     model = model_of(golden, 3, shift)
     found = generate(golden, model, golden.manifest["modes"][mode], golden.e2e["draws_renoise"])
     torch.testing.assert_close(found, golden.e2e[f"{name}/latents"], atol=ABSOLUTE, rtol=0)
+
+
+def test_a_few_chunks_with_retrieval_and_pruning_match_wherever_this_runs(small: Golden):
+    (name,) = small.manifest["modes"]
+    draws = small.e2e["draws_renoise"]
+    found = generate(small, model_of(small, 3, 10.0), small.manifest["modes"][name], draws)
+    torch.testing.assert_close(found, small.e2e["latents"], atol=ABSOLUTE, rtol=0)
 
 
 def test_generation_matches_with_chunks_and_window_of_lingbot_2(golden: Golden):
