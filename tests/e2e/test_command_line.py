@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "2"}
 SMALL = ("--set", "trajectory.video_frames=24", "--set", "sampling.denoise_steps=2", "--set", "policies=worldkv")
 COMMANDS = (
     *((), ("rollout",), ("eval",), ("inspect",), ("trajectory",), ("trajectory", "make"), ("trajectory", "show")),
-    *(("models",), ("models", "list"), ("models", "check")),
+    *(("models",), ("models", "list"), ("models", "check"), ("models", "play")),
 )
 Process = subprocess.CompletedProcess[str]
 

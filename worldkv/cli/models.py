@@ -64,6 +64,37 @@ def check_folder(
     typer.echo("whole: every tensor is there, in the right shape")
 
 
+@app.command("play")
+def play_model(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as those in configs/play.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as inputs.image=a.png; repeatable."),
+    ] = None,
+    random_weights: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Weights that mean nothing, in the place of a folder's.")
+    ] = None,
+) -> None:
+    """Roll out one world of a published model and write it as a video.
+
+    `worldkv models play configs/play/lingbot-fast_1xh200.yaml --set inputs.image=first.png`
+    """
+    from worldkv.cli.progress import bar
+    from worldkv.config import load_as
+    from worldkv.runs import play
+    from worldkv.runs.play_config import PlayConfig
+
+    overrides = list(set_ or [])
+    if random_weights is not None:
+        overrides += ["model.folder=null", f"model.random_weights={random_weights}"]
+    resolved = load_as(PlayConfig, config, overrides)
+    with bar(1) as progress:
+        made = play.play(resolved, progress=progress.step)
+        progress.advance()
+    typer.echo(f"made     {made.chunks} chunks, {made.retrieved} chunks retrieved, {made.seconds:.1f} s")
+    typer.echo(f"watch    {resolved.video}")
+
+
 def _show(part: PartReport) -> list[str]:
     """One line for a part, one for each fault up to MOST_FAULTS; returns the faults that matter."""
     if part.optional and part.faults and not part.tensors:

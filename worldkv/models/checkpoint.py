@@ -130,6 +130,18 @@ def load(
     return xxhash.xxh3_128_hexdigest(b"".join(name.encode() + digests[name] for name in sorted(digests)))
 
 
+def sole_tensor(file: Path) -> Tensor:
+    """The one tensor of a safetensors file, of a floating type. Raises CheckpointError."""
+    with _opened(file) as handle:
+        names = list(handle.keys())
+        if len(names) != 1:
+            raise CheckpointError(f"{file}: holds {len(names)} tensors, expected one")
+        tensor: Tensor = handle.get_tensor(names[0])
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{file}: tensor {names[0]} is of type {tensor.dtype}, expected floating numbers")
+    return tensor
+
+
 def _headers(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     if file.suffix == ".pth":
         for name, tensor in _mapped(file).items():

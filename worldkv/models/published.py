@@ -25,7 +25,7 @@ from worldkv.models.lingbot.model import LingBotModel
 from worldkv.models.lingbot.schedule import lingbot_schedule
 from worldkv.models.matrix_game.model import MatrixGameModel
 from worldkv.models.matrix_game.schedule import matrix_game_schedule
-from worldkv.models.matrix_game.vocabulary import VOCABULARIES
+from worldkv.models.matrix_game.vocabulary import VOCABULARIES, Vocabulary
 from worldkv.models.wan.model import WanModel, WanSettings
 from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.official import CAMERA_CHANNELS, shape_of
@@ -65,6 +65,21 @@ class Published:
         """Before the name of each tensor."""
         return PREFIXES[self.about["family"]]
 
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The actions that move it; None where poses do."""
+        return VOCABULARIES.get(self.about.get("mode", ""))
+
+    @property
+    def policy(self) -> str:
+        """A memory policy that suits it."""
+        return str(self.about["policy"])
+
+    @property
+    def video_fps(self) -> int:
+        """Video frames per second at which its worlds run."""
+        return int(self.about["video_fps"])
+
     def transformer(self, root: Path) -> Path:
         """The file or folder of its transformer."""
         return root / str(self.about["transformer"])
@@ -94,8 +109,8 @@ class Published:
         """The model around a network."""
         if self.about["family"] == "lingbot":
             return LingBotModel(network, self.settings(size), epoch, pictures)
-        vocabulary = VOCABULARIES[self.about["mode"]]
-        return MatrixGameModel(network, self.settings(size), epoch, pictures, vocabulary)
+        assert self.vocabulary is not None
+        return MatrixGameModel(network, self.settings(size), epoch, pictures, self.vocabulary)
 
 
 @dataclass(frozen=True)

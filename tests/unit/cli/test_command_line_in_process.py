@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from worldkv.cli import app as command_tree
 from worldkv.cli.progress import Bar, bar
@@ -435,3 +438,20 @@ class TestModels:
         assert "Wan2.1_VAE.pth: no such file" in said.out
         assert "quick decoder: not there; it is optional" in said.out
         assert "cannot be used (2 faults)" in said.err
+
+    def test_play_writes_a_video_and_says_where(self, worldkv, tmp_path):
+        Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "first.png")
+        save_file({"prompt": torch.zeros(2, 32)}, tmp_path / "prompt.safetensors")
+        config = tmp_path / "play.yaml"
+        config.write_text(
+            f"model: {{name: lingbot-world-fast, folder: weights, size: tiny}}\n"
+            f"inputs: {{image: {tmp_path}/first.png, embeddings: {tmp_path}/prompt.safetensors, trajectory: W_24}}\n"
+            f"video: {tmp_path}/made.mp4\n"
+        )
+        said = worldkv("models", "play", config, "--random-weights", 0)
+        assert said.code == 0, said.err
+        assert "made     2 chunks" in said.out
+        assert (tmp_path / "made.mp4").stat().st_size > 0
+        again = worldkv("models", "play", config, "--random-weights", 0)
+        assert again.code == 2
+        assert "already exists" in again.err

@@ -20,6 +20,7 @@ from worldkv.models.base import ChunkKV, ModelState, Schedule, View, Window
 from worldkv.models.wan.layers import Condition, ContextKV
 from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.pictures import Pictures
+from worldkv.models.wan.shape import WanShape
 
 LATENT_SIDE = 8
 """Pixels along one side of a latent pixel."""
@@ -59,17 +60,9 @@ class WanModel(ABC):
         shape = network.shape
         self.network, self.settings, self.epoch, self.pictures = network, settings, epoch, pictures
         self.name = settings.name
+        self.geometry = geometry_of(shape, settings)
         height, width = (side // LATENT_SIDE for side in settings.picture)
         self.latent_shape = (shape.out_channels, height, width)
-        self.geometry = KVGeometry(
-            layers=shape.layers,
-            heads=shape.heads,
-            head_dim=shape.head_dim,
-            rows=height // shape.patch[1],
-            columns=width // shape.patch[2],
-            chunk_latent_frames=settings.chunk_latent_frames,
-            trained_latent_frames=settings.trained_latent_frames,
-        )
 
     @property
     def schedule(self) -> Schedule:
@@ -186,6 +179,22 @@ class WanModel(ABC):
         if self.pictures is None:
             raise ModelError(f"{self.name} was loaded without its VAE and cannot be {purpose}")
         return self.pictures
+
+
+def geometry_of(shape: WanShape, settings: WanSettings) -> KVGeometry:
+    """Shape of the KV of a network used in this way."""
+    rows, columns = (
+        side // LATENT_SIDE // patch for side, patch in zip(settings.picture, shape.patch[1:], strict=True)
+    )
+    return KVGeometry(
+        layers=shape.layers,
+        heads=shape.heads,
+        head_dim=shape.head_dim,
+        rows=rows,
+        columns=columns,
+        chunk_latent_frames=settings.chunk_latent_frames,
+        trained_latent_frames=settings.trained_latent_frames,
+    )
 
 
 def stacked(tensors: Sequence[Tensor], dim: int) -> Tensor:

@@ -8,6 +8,8 @@ Shapes: F frames (video or latent, as the docstring says), C channels, H rows, W
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
@@ -39,12 +41,7 @@ class Pictures:
 
         Raises ModelError for an image of another aspect ratio.
         """
-        height, width = image_HWC.shape[:2]
-        if abs(width / height / (self.size.width / self.size.height) - 1) > ASPECT_TOLERANCE:
-            raise ModelError(
-                f"the image has {height}x{width} pixels, the model makes {self.size.height}x{self.size.width}: "
-                "crop it to that aspect ratio"
-            )
+        refuse_other_aspect(image_HWC.shape[:2], self.size, "the image")
         image_C1HW = fn.interpolate(self._signed(image_HWC[None]), tuple(self.size), mode="bicubic")
         frames = (IMAGE_REACH - 1) * self.vae.shape.video_frames
         nothing = image_C1HW.new_zeros(len(image_C1HW), frames, *self.size)
@@ -83,6 +80,16 @@ class Pictures:
         """[3, F, H, W] in [-1, 1], on the VAE's device."""
         device = self.vae.conv2.weight.device
         return frames_FHWC.to(device).permute(3, 0, 1, 2).float() / HALF - 1
+
+
+def refuse_other_aspect(found: Sequence[int], size: PictureSize, source: str) -> None:
+    """Raise ModelError for a picture of `found` height and width that cannot be scaled to `size`."""
+    height, width = found
+    if abs(width / height / (size.width / size.height) - 1) > ASPECT_TOLERANCE:
+        raise ModelError(
+            f"{source} has {height}x{width} pixels, the model makes {size.height}x{size.width}: "
+            "crop it to that aspect ratio"
+        )
 
 
 def _history(state: ModelState, prefix: str) -> History:
