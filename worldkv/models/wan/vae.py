@@ -169,16 +169,16 @@ class CausalConv(nn.Conv3d):
 
 
 class Norm(nn.Module):
-    """Every pixel's channels to the same root mean square."""
+    """Every pixel's channels to the same root mean square. In float32: with half the digits black would be 0 / 0."""
 
     def __init__(self, width: int, axes: int = 3) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(width, *[1] * axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
+        """Same shape and dtype."""
         scale: float = x.shape[1] ** 0.5
-        return fn.normalize(x, dim=1, eps=NORM_EPSILON) * (scale * self.gamma)
+        return (fn.normalize(x.float(), dim=1, eps=NORM_EPSILON) * (scale * self.gamma)).to(x.dtype)
 
 
 class Residual(nn.Module):

@@ -45,3 +45,12 @@ def test_the_tiny_vae_shows_four_frames_per_latent():
     pieces = [vae.decode(piece, history) for piece in latents.split(1, dim=1)]
     assert whole.shape == (2, 12, 3, 16, 24)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
+
+
+def test_black_pictures_in_half_precision_are_numbers():
+    vae = WanVAE(VAEShape(width=4)).requires_grad_(False)
+    for parameter in vae.parameters():
+        if parameter.ndim == 1:
+            parameter.zero_()
+    vae.half()
+    assert vae.encode(torch.zeros(1, 3, 5, 16, 24), {}).isfinite().all()
