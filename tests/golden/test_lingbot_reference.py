@@ -1,6 +1,7 @@
 """LingBot from poses and draws to latents, against recordings of the published generation loop."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import worldkv.rollout
-from worldkv.camera import ACTION_COLUMNS, LINGBOT_MOVE_COLUMNS, PictureSize, Trajectory, from_key_columns
+from worldkv.camera import (
+    ACTION_COLUMNS,
+    LINGBOT_MOVE_COLUMNS,
+    Action,
+    PictureSize,
+    Trajectory,
+    check_poses,
+    from_key_columns,
+    interpolate_poses,
+    latent_frame_times,
+)
 from worldkv.denoise import renoise
 from worldkv.memory.policy import MemoryPolicy
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.resident import ResidentTier
-from worldkv.models.base import View
 from worldkv.models.lingbot.camera import camera_map, latent_poses, longest_step
 from worldkv.models.lingbot.model import LingBotModel
 from worldkv.models.lingbot.schedule import lingbot_schedule
@@ -30,7 +40,7 @@ from worldkv.session import chunk_view, open_session
 ABSOLUTE = 5e-5
 EPOCH = "golden"
 SMALL = Path(__file__).parent / "small" / "lingbot"
-ROWS = {3: (0, 179, 358, 679), 4: (0, 250, 500, 750)}
+ROWS = (0, 179, 358, 679)
 
 
 class Golden(NamedTuple):
@@ -48,6 +58,12 @@ def golden(reference: Path) -> Golden:
 
 
 @pytest.fixture(scope="module")
+def sampler(reference: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((reference / "sampler" / "manifest.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
 def small() -> Golden:
     """The first chunks of one run, kept beside this file."""
     return load_golden(SMALL, [SMALL / "run.safetensors"])
@@ -61,14 +77,19 @@ def load_golden(folder: Path, runs: list[Path]) -> Golden:
     e2e: dict[str, Tensor] = {}
     for run in runs:
         e2e |= load_file(run)
-    frames = manifest["geometry"]["latent_frames"] * 4
-    poses, intrinsics = (stretched(inputs[name].numpy(), frames) for name in ("poses_npy", "intrinsics_npy"))
-    return Golden(network.requires_grad_(False), inputs, e2e, manifest, Trajectory(poses, intrinsics))
+    trajectory = whole_chunks(inputs["poses_npy"].numpy(), inputs["intrinsics_npy"].numpy(), 3)
+    return Golden(network.requires_grad_(False), inputs, e2e, manifest, trajectory)
 
 
-def stretched(rows: np.ndarray, frames: int) -> np.ndarray:
-    """The last row again and again up to whole chunks of video frames; no latent frame looks there."""
-    return np.concatenate([rows, np.repeat(rows[-1:], frames - len(rows), axis=0)])
+def whole_chunks(
+    poses: np.ndarray, intrinsics: np.ndarray, chunk_frames: int, actions: tuple[Action, ...] | None = None
+) -> Trajectory:
+    """Whole chunks of four video frames for each latent frame, which looks at the first of them: where the published
+    code reads its pose and its action."""
+    latent_F44 = interpolate_poses(check_poses(poses, "poses"), latent_frame_times(len(poses), chunk_frames))
+    held = None if actions is None else tuple(action for action in actions[::4] for _ in range(4))
+    rows = np.repeat(intrinsics[:1], 4 * len(latent_F44), axis=0)
+    return Trajectory(np.repeat(latent_F44, 4, axis=0), rows, held and held[: 4 * len(latent_F44)])
 
 
 @dataclass
@@ -82,14 +103,16 @@ class NoPictures:
         return torch.zeros(len(latents_FCHW), 1, 1, 3, dtype=torch.uint8)
 
 
-def model_of(golden: Golden, chunk_frames: int, shift: float, pictures: Any = None) -> LingBotModel:
+def model_of(
+    golden: Golden, chunk_frames: int, rows: Sequence[int], shift: float, pictures: Any = None
+) -> LingBotModel:
     geometry = golden.manifest["geometry"]
     settings = WanSettings(
         name="lingbot-tiny",
         picture=PictureSize(geometry["latent_h"] * LATENT_SIDE, geometry["latent_w"] * LATENT_SIDE),
         chunk_latent_frames=chunk_frames,
         trained_latent_frames=geometry["latent_frames"],
-        schedule=lingbot_schedule(ROWS[chunk_frames], shift),
+        schedule=lingbot_schedule(rows, shift),
     )
     return LingBotModel(golden.network, settings, EPOCH, pictures)
 
@@ -124,33 +147,40 @@ def generate(golden: Golden, model: LingBotModel, mode: dict[str, Any], draws: T
     return torch.cat(out, dim=1)
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "shift"),
-    [
-        ("full_shift10", "full", 10.0),
-        ("full_shift5", "full", 5.0),
-        ("sink3_recent6_shift10", "sink3_recent6", 10.0),
-        ("retr6_shift10", "retr6", 10.0),
-        ("retr6_rope_storepool_shift10", "retr6_rope_storepool", 10.0),
-    ],
+RUNS = (
+    "full_shift10",
+    "full_shift5",
+    "sink3_recent6_shift10",
+    "retr6_shift10",
+    "retr6_rope_storepool_shift10",
 )
-def test_generation_matches(golden: Golden, name: str, mode: str, shift: float):
-    model = model_of(golden, 3, shift)
-    found = generate(golden, model, golden.manifest["modes"][mode], golden.e2e["draws_renoise"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_generation_matches(golden: Golden, sampler: dict[str, Any], name: str):
+    run = sampler["lingbot_e2e"][f"e2e/{name}"]
+    mode = golden.manifest["modes"][name.rpartition("_shift")[0]]
+    mode = mode | {"retrieved_source_start_frame_per_chunk": run["src_frame_ids"]}
+    options = run["generate_kwargs"]
+    model = model_of(golden, 3, options["timesteps_index"], options["shift"])
+    found = generate(golden, model, mode, golden.e2e["draws_renoise"])
     torch.testing.assert_close(found, golden.e2e[f"{name}/latents"], atol=ABSOLUTE, rtol=0)
 
 
 def test_a_few_chunks_with_retrieval_and_pruning_match_wherever_this_runs(small: Golden):
     (name,) = small.manifest["modes"]
     draws = small.e2e["draws_renoise"]
-    found = generate(small, model_of(small, 3, 10.0), small.manifest["modes"][name], draws)
+    found = generate(small, model_of(small, 3, ROWS, 10.0), small.manifest["modes"][name], draws)
     torch.testing.assert_close(found, small.e2e["latents"], atol=ABSOLUTE, rtol=0)
 
 
-def test_generation_matches_with_chunks_and_window_of_lingbot_2(golden: Golden):
-    mode = {"local_attn_size": 12, "sink_size": 6, "retrieved_source_start_frame_per_chunk": [None] * 6}
-    found = generate(golden, model_of(golden, 4, 10.0), mode, golden.e2e["chunk4_local12_sink6/draws_renoise"])
-    torch.testing.assert_close(found, golden.e2e["chunk4_local12_sink6/latents"], atol=ABSOLUTE, rtol=0)
+def test_generation_matches_with_chunks_and_window_of_lingbot_2(golden: Golden, sampler: dict[str, Any]):
+    run = sampler["lingbot_v2_e2e"]
+    mode = run | {"retrieved_source_start_frame_per_chunk": [None] * run["num_chunks"]}
+    (key,) = (key for key in golden.e2e if key.startswith("chunk") and key.endswith("/latents"))
+    model = model_of(golden, run["chunk_size"], run["timesteps_index"], run["shift"])
+    found = generate(golden, model, mode, golden.e2e[key.replace("latents", "draws_renoise")])
+    torch.testing.assert_close(found, golden.e2e[key], atol=ABSOLUTE, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +197,7 @@ def test_rollout_runs_it_unchanged(golden: Golden, name: str, policy: MemoryPoli
 
     monkeypatch.setattr(worldkv.rollout, "gaussian", gaussian)
     pictures = NoPictures()
-    model = model_of(golden, 3, 10.0, pictures)
+    model = model_of(golden, 3, ROWS, 10.0, pictures)
     memory = ChunkMemory([ResidentTier("device", torch.device("cpu"), 2**28, verifies=False)], EPOCH)
     session = open_session(model, memory, policy, golden.trajectory, context=context_of(golden))
     for _ in worldkv.rollout.rollout(model, [session], levels=model.schedule):
@@ -179,20 +209,15 @@ def test_rollout_runs_it_unchanged(golden: Golden, name: str, policy: MemoryPoli
 @pytest.mark.parametrize("control", ["cam", "act"])
 def test_camera_maps_of_chunks_match_the_clip(reference: Path, control: str):
     tensors = load_file(reference / "camera" / "camera.safetensors")
-    manifest = json.loads((reference / "camera" / "manifest.json").read_text())
-    poses, intrinsics, keys = (
-        stretched(tensors[f"{name}_npy"].numpy(), 48) for name in ("poses", "intrinsics", "action")
-    )
-    trajectory = Trajectory(poses, intrinsics, from_key_columns(keys, LINGBOT_MOVE_COLUMNS, "action"))
+    config = json.loads((reference / "camera" / "manifest.json").read_text())["config"]
+    poses, intrinsics, keys = (tensors[f"{name}_npy"].numpy() for name in ("poses", "intrinsics", "action"))
+    actions = from_key_columns(keys, LINGBOT_MOVE_COLUMNS, "action")
+    trajectory = whole_chunks(poses, intrinsics, config["chunk_size"], actions)
     unit, before, maps = longest_step(trajectory), trajectory.c2w_F44[0], []
-    for chunk in range(4):
-        view = first_intrinsics(chunk_view(trajectory, chunk, 12), intrinsics[0])
-        assert view.actions_FA.shape == (12, len(ACTION_COLUMNS))
-        maps.append(camera_map(view, before, unit, PictureSize(*manifest["config"]["image_hw"]), control))
+    for chunk in range(len(trajectory) // (4 * config["chunk_size"])):
+        view = chunk_view(trajectory, chunk, 4 * config["chunk_size"])
+        assert view.actions_FA.shape == (len(view.c2w_F44), len(ACTION_COLUMNS))
+        maps.append(camera_map(view, before, unit, PictureSize(*config["image_hw"]), control))
         before = latent_poses(view.c2w_F44)[-1]
     found = torch.from_numpy(np.concatenate(maps, axis=1))[None]
-    torch.testing.assert_close(found, tensors[f"dit_cond_{control}"], atol=5e-5, rtol=0)
-
-
-def first_intrinsics(view: View, row_4: np.ndarray) -> View:
-    return View(view.c2w_F44, np.tile(row_4, (len(view.c2w_F44), 1)).astype(np.float32), view.actions_FA)
+    torch.testing.assert_close(found, tensors[f"dit_cond_{control}"], atol=ABSOLUTE, rtol=0)

@@ -1,5 +1,6 @@
 """Both autoencoders against recordings of the published ones, whole and streaming."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,16 @@ def data(reference: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def vae(reference: Path) -> WanVAE:
-    weights = load_file(reference / "wan_vae" / "weights.safetensors")
-    vae = WanVAE(VAEShape(width=len(weights["encoder.conv1.bias"])))
-    vae.load_state_dict(weights)
+    config = json.loads((reference / "wan_vae" / "manifest.json").read_text())["config"]
+    shape = VAEShape(
+        width=config["dim"],
+        latent_channels=config["z_dim"],
+        multiples=tuple(config["dim_mult"]),
+        halve_time=tuple(config["temperal_downsample"]),
+        residuals=config["num_res_blocks"],
+    )
+    vae = WanVAE(shape)
+    vae.load_state_dict(load_file(reference / "wan_vae" / "weights.safetensors"))
     return vae.requires_grad_(False)
 
 
@@ -54,10 +62,10 @@ class TestWanVAE:
         found = vae.encode(torch.cat([image, nothing], dim=1)[None], {})[0]
         assert_close(found, data["out/encode_image_zeros"])
 
-    @pytest.mark.parametrize("sizes", [(5,), (3, 2), (1, 1, 3)])
-    def test_decoding_in_pieces_matches_the_whole(self, vae: WanVAE, data: dict[str, Tensor], sizes: tuple[int, ...]):
+    @pytest.mark.parametrize("size", [1, 2, 3, 100])
+    def test_decoding_in_pieces_matches_the_whole(self, vae: WanVAE, data: dict[str, Tensor], size: int):
         history: History = {}
-        pieces = [vae.decode(piece[None], history)[0] for piece in data["in/z"].split(sizes, dim=1)]
+        pieces = [vae.decode(piece[None], history)[0] for piece in data["in/z"].split(size, dim=1)]
         assert_close(torch.cat(pieces, dim=1), data["out/decode_unclamped"])
 
     def test_decoder_history_matches(self, vae: WanVAE, data: dict[str, Tensor]):
@@ -67,8 +75,11 @@ class TestWanVAE:
         assert_close(history["decoder.conv1"][:, :, -1:], data["cache/first_conv1_after_frame0"])
         vae.decode(latents[:, :, 1:], history)
         slots = list(history)  # in the order in which the decoder uses them, as the published slots are
-        for slot in (0, 1, 11, 12):
-            assert_close(history[slots[slot]], data[f"cache/slot{slot}_after_last"])
+        recorded = [key for key in data if key.startswith("cache/slot")]
+        assert recorded
+        for key in recorded:
+            slot = int(key.removeprefix("cache/slot").removesuffix("_after_last"))
+            assert_close(history[slots[slot]], data[key])
 
     def test_a_latent_decoded_alone_matches(self, vae: WanVAE, data: dict[str, Tensor]):
         assert_close(vae.decode(data["in/z"][None, :, -1:], {})[0], data["out/decode_last_latent_alone"])
@@ -78,12 +89,10 @@ class TestTinyVAE:
     def test_encoding_matches(self, tiny: TinyVAE, tiny_data: dict[str, Tensor]):
         assert_close(tiny.encode(tiny_data["taehv/in_video"], {}), tiny_data["taehv/encode"])
 
-    @pytest.mark.parametrize("sizes", [(5,), (3, 2), (1, 1, 3)])
-    def test_decoding_in_pieces_matches_the_whole(
-        self, tiny: TinyVAE, tiny_data: dict[str, Tensor], sizes: tuple[int, ...]
-    ):
+    @pytest.mark.parametrize("size", [1, 2, 3, 100])
+    def test_decoding_in_pieces_matches_the_whole(self, tiny: TinyVAE, tiny_data: dict[str, Tensor], size: int):
         history: History = {}
-        pieces = [tiny.decode(piece, history) for piece in tiny_data["taehv/in_z"].split(sizes, dim=1)]
+        pieces = [tiny.decode(piece, history) for piece in tiny_data["taehv/in_z"].split(size, dim=1)]
         assert_close(torch.cat(pieces, dim=1), tiny_data["taehv/decode"])
 
     def test_encoding_in_pieces_matches_the_whole(self, tiny: TinyVAE, tiny_data: dict[str, Tensor]):
