@@ -24,7 +24,7 @@ from worldkv.models.wan.model import FRAMES, TRAIN_STEPS, WanChunk, WanModel
 from worldkv.models.wan.official import CAMERA_CHANNELS
 from worldkv.models.wan.shape import TextShape
 
-LAST_POSE, INTRINSICS, UNIT = "last_c2w", "intrinsics", "unit"
+FIRST_POSE, LAST_POSE, INTRINSICS, UNIT = "first_c2w", "last_c2w", "intrinsics", "unit"
 
 
 class LingBotModel(WanModel):
@@ -39,7 +39,7 @@ class LingBotModel(WanModel):
     def open(self, view: View, context: Mapping[str, Tensor]) -> ModelState:
         """See `WorldModel.open`. Raises ModelError where the context lacks a part or has one of another shape."""
         state = self._opened(self._prompt(context), context)
-        state[LAST_POSE] = torch.from_numpy(np.array(view.c2w_F44[0], np.float32))
+        state[FIRST_POSE] = latent_poses(view.c2w_F44)[0]
         # As published, the first frame's intrinsics serve the whole rollout.
         state[INTRINSICS] = torch.from_numpy(np.array(view.intrinsics_F4[0], np.float32))
         state[UNIT] = torch.as_tensor(context.get(UNIT, 1.0), dtype=torch.float64)
@@ -60,14 +60,13 @@ class LingBotModel(WanModel):
     def _map(self, state: ModelState, view: View) -> Tensor:
         first_F4 = np.broadcast_to(state.tensors[INTRINSICS].numpy(), view.intrinsics_F4.shape)
         view = replace(view, intrinsics_F4=first_F4)
-        before_44, unit = state.tensors[LAST_POSE].numpy(), float(state.tensors[UNIT])
-        rays = torch.from_numpy(camera_map(view, before_44, unit, self.settings.picture, self.control))
+        first, before, unit = state.tensors[FIRST_POSE], state.tensors.get(LAST_POSE), float(state.tensors[UNIT])
+        rays = torch.from_numpy(camera_map(view, first, before, unit, self.settings.picture, self.control))
         # The published code hands its rays over in bfloat16 whatever the dtype of the weights.
         return rays.bfloat16().float()
 
     def _behind(self, state: ModelState, view: View) -> dict[str, Tensor]:
-        last_44 = torch.from_numpy(latent_poses(view.c2w_F44)[-1].astype(np.float32))
-        return {FRAMES: self._frames_behind(state), LAST_POSE: last_44}
+        return {FRAMES: self._frames_behind(state), LAST_POSE: latent_poses(view.c2w_F44)[-1]}
 
     def _prompt(self, context: Mapping[str, Tensor]) -> Tensor:
         shape = self.network.shape.context
