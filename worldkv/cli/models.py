@@ -30,7 +30,8 @@ def list_models() -> None:
     from worldkv.models.wan.network import WanNetwork
 
     table = Table()
-    for heading in ("name", "model", "licence of the weights", "parameters", "in bf16"):
+    table.add_column("name", no_wrap=True)
+    for heading in ("model", "licence of the weights", "parameters", "in bf16"):
         table.add_column(heading, overflow="fold")
     for model in published().values():
         with torch.device("meta"):
