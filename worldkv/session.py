@@ -33,6 +33,7 @@ from worldkv.memory.store import ChunkMemory
 from worldkv.models.base import ModelState, View, WorldModel
 from worldkv.window import rotary
 from worldkv.window.buffer import Slot
+from worldkv.window.cut import kept_frames
 from worldkv.window.positions import WindowChunks, first_frames
 
 _serial = itertools.count()
@@ -153,17 +154,36 @@ class Session:
             mode=policy.positions,
             trained_latent_frames=geometry.trained_latent_frames,
         )
-        row = [self._live_slot(*pair) for pair in zip(sink, at.sink, strict=True)]
+        frames = kept_frames(
+            len(self.live), geometry.chunk_latent_frames, policy.live_latent_frames, policy.sink_latent_frames
+        )
+        row = [self._live_slot(*one) for one in zip(sink, at.sink, frames[: len(sink)], strict=True) if one[2]]
         row += [self._stored_slot(*pair) for pair in zip(retrieved.chunks, at.retrieved, strict=True)]
-        row += [self._live_slot(*pair) for pair in zip(recent, at.recent, strict=True)]
+        row += [self._live_slot(*one) for one in zip(recent, at.recent, frames[len(sink) :], strict=True) if one[2]]
         return row, at.current
 
-    def _live_slot(self, live: LiveChunk, first_frame: int) -> Slot:
+    def _live_slot(self, live: LiveChunk, first_frame: int, frames: tuple[int, ...]) -> Slot:
+        if len(frames) < self.model.geometry.chunk_latent_frames:
+            return self._cut_slot(live, first_frame, frames)
+
         def load(k_LTHD: Tensor, v_LTHD: Tensor) -> None:
             k_LTHD.copy_(live.k_LTHD)
             v_LTHD.copy_(live.v_LTHD)
 
         return Slot((self.serial, "live", live.index), first_frame, live.k_LTHD.shape[1], load)
+
+    def _cut_slot(self, live: LiveChunk, first_frame: int, frames: tuple[int, ...]) -> Slot:
+        """Some latent frames of a live chunk."""
+        g = self.model.geometry
+        ids = rotary.grid_token_ids(g.chunk_latent_frames, g.rows, g.columns)
+        kept = torch.isin(ids[:, 0], torch.tensor(frames)).nonzero()[:, 0]
+        place = kept.to(live.k_LTHD.device)
+
+        def load(k_LTHD: Tensor, v_LTHD: Tensor) -> None:
+            k_LTHD.copy_(live.k_LTHD[:, place])
+            v_LTHD.copy_(live.v_LTHD[:, place])
+
+        return Slot((self.serial, "live", live.index, frames), first_frame, len(kept), load, ids[kept])
 
     def _stored_slot(self, chunk: KVChunk, first_frame: int) -> Slot:
         ids = chunk.token_ids_T3

@@ -183,27 +183,57 @@ def test_generation_matches_with_chunks_and_window_of_lingbot_2(golden: Golden, 
     torch.testing.assert_close(found, golden.e2e[key], atol=ABSOLUTE, rtol=0)
 
 
+FULL = MemoryPolicy("full", sink_chunks=0, recent_chunks=None, positions="original")
+
+
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
-        ("full_shift10", MemoryPolicy("full", sink_chunks=0, recent_chunks=None, positions="original")),
+        ("full_shift10", FULL),
         ("sink3_recent6_shift10", MemoryPolicy("sink3", sink_chunks=1, recent_chunks=1, positions="original")),
     ],
 )
 def test_rollout_runs_it_unchanged(golden: Golden, name: str, policy: MemoryPolicy, monkeypatch: pytest.MonkeyPatch):
+    model = model_of(golden, 3, ROWS, 10.0, NoPictures())
+    found = roll_out(golden, model, policy, golden.e2e["draws_renoise"], monkeypatch)
+    torch.testing.assert_close(found, golden.e2e[f"{name}/latents"], atol=ABSOLUTE, rtol=0)
+
+
+def test_rollout_runs_lingbot_2_in_its_own_window(
+    golden: Golden, sampler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    run = sampler["lingbot_v2_e2e"]
+    most, sink, size = run["local_attn_size"], run["sink_size"], run["chunk_size"]
+    policy = MemoryPolicy(
+        "window",
+        sink_chunks=-(-sink // size),
+        recent_chunks=-(-(most - sink - size) // size),
+        live_latent_frames=most,
+        sink_latent_frames=sink,
+        positions="original",
+    )
+    (key,) = (key for key in golden.e2e if key.startswith("chunk") and key.endswith("/latents"))
+    model = model_of(golden, size, run["timesteps_index"], run["shift"], NoPictures())
+    found = roll_out(golden, model, policy, golden.e2e[key.replace("latents", "draws_renoise")], monkeypatch)
+    torch.testing.assert_close(found, golden.e2e[key], atol=ABSOLUTE, rtol=0)
+
+
+def roll_out(
+    golden: Golden, model: LingBotModel, policy: MemoryPolicy, draws: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> Tensor:
+    """Latents [C, F, H, W] of the whole trajectory, by `worldkv.rollout` with the recorded draws for noise."""
+    size, pictures = model.geometry.chunk_latent_frames, model.pictures
+
     def gaussian(shape: tuple[int, ...], *, chunk: int, step: int, **_: int) -> Tensor:
-        given = golden.e2e["draws_noise"][:, 3 * chunk : 3 * chunk + 3], *golden.e2e["draws_renoise"][chunk]
+        given = golden.e2e["draws_noise"][:, size * chunk : size * (chunk + 1)], *draws[chunk]
         return given[step].transpose(0, 1)
 
     monkeypatch.setattr(worldkv.rollout, "gaussian", gaussian)
-    pictures = NoPictures()
-    model = model_of(golden, 3, ROWS, 10.0, pictures)
     memory = ChunkMemory([ResidentTier("device", torch.device("cpu"), 2**28, verifies=False)], EPOCH)
     session = open_session(model, memory, policy, golden.trajectory, context=context_of(golden))
     for _ in worldkv.rollout.rollout(model, [session], levels=model.schedule):
         pass
-    found = torch.cat(pictures.latents).transpose(0, 1)
-    torch.testing.assert_close(found, golden.e2e[f"{name}/latents"], atol=ABSOLUTE, rtol=0)
+    return torch.cat(pictures.latents).transpose(0, 1)
 
 
 @pytest.mark.parametrize("control", ["cam", "act"])

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from worldkv.camera import Action, PictureSize, Trajectory, parse_action
 from worldkv.errors import ModelError, TrajectoryError
-from worldkv.memory.policy import MemoryPolicy
+from worldkv.memory.policy import MemoryPolicy, parse_policy
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.resident import ResidentTier
 from worldkv.models.matrix_game.model import MatrixGameModel
@@ -113,6 +113,14 @@ def test_action_caches_keep_what_the_next_chunk_sees(context, reach: int, kept: 
     state = session.state.tensors
     assert state["keyboard_k/0"].shape[-3] == kept
     assert state["mouse_v/0"].shape[-3] == kept
+
+
+def test_the_published_window_of_gta_driving_holds_one_latent_frame_of_the_past(context):
+    policy = parse_policy("sliding/sink_chunks=0/recent_chunks=1/live_latent_frames=4/positions=original")
+    model = matrix_game("gta_drive", reach=4)
+    records = play(session_of(model, context, walk("W", "R", "L"), policy))
+    per_frame = model.geometry.tokens_per_latent_frame
+    assert [record.window_tokens for (record,) in records] == [3 * per_frame, 4 * per_frame, 4 * per_frame]
 
 
 @pytest.mark.parametrize("mode", ["gta_drive", "templerun"])
