@@ -1,7 +1,6 @@
 """Rollouts of the published models at full size with random weights: time per chunk, memory, and where it ends.
 
-    python benchmarks/published_rollout.py lingbot-world-fast --chunks 60 \\
-        --policies worldkv/retrieved_chunks=5,full --result benchmarks/published_rollout_h200_202611
+    python benchmarks/published_rollout.py lingbot-world-fast --chunks 60 --result benchmarks/lingbot_h200_202611
 
 Sizes, kernels, KV and traffic are those of the real weights; the pictures are noise. The camera turns to the right for
 seven chunks and back again, so that memory has something to find. Policies run one after the other in one process,
@@ -133,7 +132,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("full", "tiny"), default="full")
     parser.add_argument("--random-weights", type=int, default=0, metavar="SEED")
     parser.add_argument("--chunks", type=int, default=60)
-    parser.add_argument("--policies", default="worldkv/recent_chunks=1/retrieved_chunks=2,full")
+    parser.add_argument("--policies", help="None: the one that suits the model, and full.")
     parser.add_argument("--device-mib", type=int, default=16 * 1024)
     parser.add_argument("--host-mib", type=int, default=64 * 1024)
     parser.add_argument("--result", type=Path, required=True, help="Stem of the .md and .json to write.")
@@ -142,7 +141,8 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     published = named(options.model)
     model = random_model(published, options.random_weights, size=options.size, device=device, dtype=dtype)
-    rows = [measure(model, parse_policy(text), options) for text in options.policies.split(",")]
+    policies = (options.policies or f"{published.policy},full").split(",")
+    rows = [measure(model, parse_policy(text), options) for text in policies]
     content = {"circumstances": circumstances(device), "model": options.model, "size": options.size, "rows": rows}
     save(options.result, f"Rollouts of {published.title}, {options.size} size, random weights", table(rows), content)
     print(table(rows))

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from worldkv.camera import PictureSize
-from worldkv.errors import CheckpointError, ConfigError
+from worldkv.errors import CapacityError, CheckpointError, ConfigError
+from worldkv.memory.tiers.headroom import host_headroom
 from worldkv.models import checkpoint
 from worldkv.models.lingbot.model import LingBotModel
 from worldkv.models.lingbot.schedule import lingbot_schedule
@@ -199,12 +200,16 @@ def _control_type(model: Published, stored: Mapping[str, checkpoint.StoredTensor
 def open_model(
     root: Path, model: Published, *, device: torch.device, dtype: torch.dtype, quick_decoder: bool = False
 ) -> WanModel:
-    """Load a model. Everything is checked before anything is read: raises CheckpointError with the first fault."""
+    """Load a model. Everything is checked before anything is read.
+
+    Raises CheckpointError with the first fault, and CapacityError where the device has no room for the weights.
+    """
     wanted = [one for one in check(root, model) if one.part != "quick decoder" or quick_decoder]
     if wrong := [fault for one in wanted for fault in one.faults]:
         raise CheckpointError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     path = model.transformer(root)
     network = _empty_network(path, model)
+    refuse_too_large(network.to(dtype), model.name, device)
     files = checkpoint.weight_files(path)
     epoch = checkpoint.load(network, files, device=device, dtype=dtype, prefix=model.prefix)
     with torch.device("meta"):
@@ -215,11 +220,29 @@ def open_model(
     return model.model(network, "full", epoch, Pictures(vae, model.settings().picture, quick))
 
 
+def refuse_too_large(network: nn.Module, name: str, device: torch.device) -> None:
+    """Raise CapacityError where the weights of a network, on the meta device say, would not fit on `device`."""
+    needed, free = sum(parameter.nbytes for parameter in network.parameters()), free_bytes(device)
+    if free is not None and needed > free:
+        raise CapacityError(
+            f"{name} has {needed / 2**30:.1f} GiB of weights, {device} has {free / 2**30:.1f} GiB of memory free"
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a device that can still be taken; None where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    headroom = host_headroom()
+    return None if headroom is None else headroom.nbytes
+
+
 def random_model(model: Published, seed: int, *, size: Size, device: torch.device, dtype: torch.dtype) -> WanModel:
     """A model of random weights, for measuring at full size and for tests at tiny size; its pictures are noise."""
     with torch.device("meta"):
         network = WanNetwork(model.shape(size)).to(dtype)
         vae = WanVAE(model.vae_shape(size)).to(_picture_dtype(device))
+    refuse_too_large(network, model.name, device)
     network.to_empty(device=device).requires_grad_(False).eval()
     vae.to_empty(device=device).requires_grad_(False).eval()
     randomise(vae, seed)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldkv.errors import CheckpointError, ConfigError
+from worldkv.errors import CapacityError, CheckpointError, ConfigError
 from worldkv.models import published as catalogue
 from worldkv.models.published import Published, check, found_in, named, open_model, published, random_model
 from worldkv.models.wan.network import WanNetwork
@@ -226,3 +226,12 @@ def test_random_weights_are_a_function_of_the_seed(name: str):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not torch.equal(states[0]["head.head.weight"], states[2]["head.head.weight"])
     assert one.epoch == same.epoch != other.epoch
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_allocated(tmp_path: Path, tiny, monkeypatch):
+    monkeypatch.setattr(catalogue, "free_bytes", lambda device: 2**20)
+    with pytest.raises(CapacityError, match=r"lingbot-world-fast has 0.\d GiB of weights, cpu has 0.0 GiB"):
+        random_model(tiny[LINGBOT], 0, size="full", device=CPU, dtype=torch.float32)
+    write_lingbot(tmp_path, tiny[LINGBOT])
+    with pytest.raises(CapacityError):
+        open_model(tmp_path, tiny[LINGBOT], device=CPU, dtype=torch.float32)
