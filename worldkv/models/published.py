@@ -20,7 +20,7 @@ from torch import nn
 
 from worldkv.camera import PictureSize
 from worldkv.errors import CapacityError, CheckpointError, ConfigError
-from worldkv.memory.tiers.headroom import host_headroom
+from worldkv.memory.tiers.headroom import device_headroom, host_headroom
 from worldkv.models import checkpoint
 from worldkv.models.lingbot.model import LingBotModel
 from worldkv.models.lingbot.schedule import lingbot_schedule
@@ -231,9 +231,7 @@ def refuse_too_large(network: nn.Module, name: str, device: torch.device) -> Non
 
 def free_bytes(device: torch.device) -> int | None:
     """Memory of a device that can still be taken; None where nobody knows."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    headroom = host_headroom()
+    headroom = device_headroom(device) if device.type == "cuda" else host_headroom()
     return None if headroom is None else headroom.nbytes
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ from worldkv.models.wan.model import WanModel, geometry_of
 from worldkv.models.wan.pictures import refuse_other_aspect
 from worldkv.models.wan.shape import TextShape
 from worldkv.rollout import ChunkRecord, rollout
-from worldkv.runs.memory import check, open_memory
+from worldkv.runs.memory import open_memory
+from worldkv.runs.memory_check import check_windows, chunk_bytes
 from worldkv.runs.play_config import PlayConfig, PlayedModel, PlayInputs
 from worldkv.session import open_session
 
@@ -70,7 +72,8 @@ def play(config: PlayConfig, *, progress: Progress) -> Played:
     policy = parse_policy(config.policy or published.policy)
     check_window(published, policy)
     settings = published.settings(config.model.size)
-    check(config.memory, geometry_of(published.shape(config.model.size), settings), [policy])
+    geometry = geometry_of(published.shape(config.model.size), settings)
+    check_windows(config.memory, policy, policy.retrieved_chunks * chunk_bytes(geometry, policy))
     inputs = read_inputs(published, config.model.size, config.inputs)
     progress("loading the weights", 0, 1)
     model = _open(published, config.model)
@@ -86,14 +89,12 @@ def play(config: PlayConfig, *, progress: Progress) -> Played:
 def _records(
     model: WanModel, inputs: Inputs, policy: MemoryPolicy, config: PlayConfig, progress: Progress
 ) -> list[ChunkRecord]:
-    memory = open_memory(config.memory, model)
-    session = open_session(model, memory, policy, inputs.trajectory, seed=config.seed, context=inputs.context)
     records: list[ChunkRecord] = []
-    try:
+    with closing(open_memory(config.memory, model)) as memory:
+        session = open_session(model, memory, policy, inputs.trajectory, seed=config.seed, context=inputs.context)
         for (record,) in rollout(model, [session], levels=model.schedule):
             records.append(record)
             progress(model.name, len(records), session.chunks)
-    finally:
         session.close()
     return records
 
