@@ -121,6 +121,15 @@ def test_the_epoch_depends_on_the_weights_and_not_on_their_shards(tmp_path: Path
     assert epochs[0] == epochs[1] != other
 
 
+def test_a_folder_with_one_file_needs_no_index(tmp_path: Path, tiny):
+    folder = write_lingbot(tmp_path, tiny[LINGBOT], shards=1)
+    (folder / INDEX).unlink()
+    assert check(tmp_path, tiny[LINGBOT])[0].faults == ()
+    (folder / "stray.safetensors").write_bytes(b"")
+    (fault,) = check(tmp_path, tiny[LINGBOT])[0].faults
+    assert fault.startswith(f"{folder}: holds 2 safetensors files and no *.safetensors.index.json")
+
+
 def test_weights_of_the_act_kind_are_told_by_their_shape(tmp_path: Path, tiny):
     write_lingbot(tmp_path, tiny[LINGBOT], config={"control_type": "act"})
     assert open_model(tmp_path, tiny[LINGBOT], device=CPU, dtype=torch.float32).control == "act"
@@ -185,7 +194,9 @@ class TestFaults:
         ("config", "message"),
         [
             ({"dim": "wide"}, "dim is 'wide', expected a whole number above 0"),
-            ({"patch_size": [1, 2]}, r"patch_size is \[1, 2\], expected three whole numbers above 0"),
+            ({"patch_size": [1, 2]}, r"patch_size is \[1, 2\], expected 1 and two whole numbers above 0"),
+            ({"patch_size": [2, 2, 2]}, r"patch_size is \[2, 2, 2\], expected 1 and"),
+            ({"num_heads": 5}, "dim 96 does not divide into 5 heads of an even size"),
         ],
     )
     def test_a_config_that_cannot_be_meant(self, tmp_path: Path, tiny, config, message: str):

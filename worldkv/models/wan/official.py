@@ -17,10 +17,13 @@ def shape_of(config: Mapping[str, Any], source: str) -> WanShape:
     read = _Reader(config, source)
     actions = read.section("action_config") if "action_config" in config else None
     image = ImageShape(read.size("image_dim")) if actions else None
+    width, heads = read.size("dim"), read.size("num_heads")
+    if width % (2 * heads):
+        raise CheckpointError(f"{source}: dim {width} does not divide into {heads} heads of an even size")
     return WanShape(
-        width=read.size("dim"),
+        width=width,
         mlp_width=read.size("ffn_dim"),
-        heads=read.size("num_heads"),
+        heads=heads,
         layers=read.size("num_layers"),
         noise_features=read.size("freq_dim"),
         in_channels=read.size("in_dim"),
@@ -77,8 +80,8 @@ class _Reader:
 
     def patch(self) -> tuple[int, int, int]:
         frames, rows, columns = self.sizes("patch_size") if len(self.config.get("patch_size", ())) == 3 else (0, 0, 0)
-        if min(frames, rows, columns) < 1:
-            raise self._fault("patch_size", "three whole numbers above 0")
+        if frames != 1 or min(rows, columns) < 1:
+            raise self._fault("patch_size", "1 and two whole numbers above 0")
         return frames, rows, columns
 
     def choice(self, key: str, *allowed: str) -> str:
