@@ -76,7 +76,7 @@ def rollout(
     if len({(session.chunk, session.chunks) for session in sessions}) > 1:
         places = ", ".join(f"{session.chunk} of {session.chunks}" for session in sessions)
         raise ValueError(f"sessions of one batch must be at the same chunk and end together, got {places}")
-    buffer = WindowBuffer(model.geometry, model.device, model.kv_dtype)
+    buffer = WindowBuffer(model.geometry, model.device, model.kv_dtype, latent_frames=_longest_window(model, sessions))
     clock = clock or StageSeconds()
     while not all(session.finished for session in sessions):
         shown = _next_given(sessions, given)
@@ -93,6 +93,14 @@ def rollout(
             for found in retrieved:
                 found.let_go()
         yield [records[b] for b in range(len(sessions))]
+
+
+def _longest_window(model: WorldModel, sessions: Sequence[Session]) -> int | None:
+    """Latent frames of the longest window to come; None where one grows without end."""
+    size = model.geometry.chunk_latent_frames
+    windows = [session.policy.window_latent_frames(size) for session in sessions]
+    known = [min(window, session.chunks * size) for window, session in zip(windows, sessions, strict=True) if window]
+    return max(known, default=None) if len(known) == len(windows) else None
 
 
 def _equally_long(retrieved: Sequence[Retrieved]) -> list[list[int]]:
