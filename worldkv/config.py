@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,8 @@ from worldkv.errors import ConfigError
 from worldkv.memory.detail import parse_detail
 from worldkv.memory.policy import parse_policy
 from worldkv.models.rooms.layout import UNTRAINED_SEEDS
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -268,13 +270,18 @@ class RunConfig(_Section):
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file (none: the defaults), apply `key.path=value` overrides, check. Raises ConfigError."""
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(schema: type[Schema], path: Path | None, overrides: Sequence[str] = ()) -> Schema:
+    """The same for a configuration of another kind."""
     content: dict[str, Any] = {} if path is None else _read(path)
     for override in overrides:
         _override(content, override)
     try:
-        return RunConfig.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as fault:
-        raise ConfigError(f"{path or 'configuration'}: {_first_fault(fault)}") from None
+        raise ConfigError(f"{path or 'configuration'}: {_first_fault(fault, schema)}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -309,17 +316,17 @@ def _override(content: dict[str, Any], override: str) -> None:
     content[last] = value
 
 
-def _first_fault(fault: ValidationError) -> str:
+def _first_fault(fault: ValidationError, schema: type[BaseModel]) -> str:
     """`worlds.count = 0: must be greater than or equal to 1`, and how many more faults there are."""
     errors = fault.errors()
     first = errors[0]
     key = ".".join(str(part) for part in first["loc"]) or "configuration"
     if first["type"] == "extra_forbidden":
-        text = f"{key}: unknown key; allowed here are {_names(_section_at(first['loc'][:-1]))}"
+        text = f"{key}: unknown key; allowed here are {_names(_section_at(schema, first['loc'][:-1]))}"
     elif first["type"] == "missing":
-        text = f"{key}: missing; keys here are {_names(_section_at(first['loc'][:-1]))}"
+        text = f"{key}: missing; keys here are {_names(_section_at(schema, first['loc'][:-1]))}"
     elif first["type"] == "model_type":
-        text = f"{key} = {first['input']!r}: must be a section with keys {_names(_section_at(first['loc']))}"
+        text = f"{key} = {first['input']!r}: must be a section with keys {_names(_section_at(schema, first['loc']))}"
     elif first["type"] == "value_error":
         text = f"{key}: {first['msg'].removeprefix('Value error, ')}"
     else:
@@ -329,8 +336,8 @@ def _first_fault(fault: ValidationError) -> str:
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
-def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = RunConfig
+def _section_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    section = schema
     for part in location:
         if isinstance(part, int):
             continue  # the place in a list, whose annotation says what all of them are

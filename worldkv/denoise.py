@@ -5,13 +5,13 @@ Shapes: B sessions, F latent frames, C H W of a latent frame.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldkv.models.base import Window, WorldModel
+from worldkv.models.base import Schedule, Window, WorldModel
 
 # Second word of the Philox counter, so that noise never shares a stream with random retrieval (word 0).
 NOISE_STREAM = 1
@@ -44,3 +44,20 @@ def denoise(
         clean = model.estimate(x, level, condition, window)
         x = torch.lerp(clean, x, following / level)
     return x
+
+
+def renoise(
+    model: WorldModel, draw: Callable[[int], Tensor], condition: object, window: Window, schedule: Schedule
+) -> Tensor:
+    """Clean latents from pure noise, as distilled models are sampled: one forward per level, fresh noise between.
+
+    `draw(step)` gives the noise [B, F, C, H, W] that step starts from (0) or is mixed with, float32.
+    """
+    x = draw(0)
+    for step, level in enumerate(schedule.levels):
+        clean = model.estimate(x, level, condition, window)
+        if step == len(schedule.mixed):
+            break
+        share = torch.tensor(schedule.mixed[step])
+        x = (1 - share) * clean + share * draw(step + 1)
+    return clean

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worldkv.denoise import denoise, gaussian
-from worldkv.models.base import WorldModel
+from worldkv.denoise import denoise, gaussian, renoise
+from worldkv.models.base import Schedule, Window, WorldModel
 from worldkv.session import Retrieved, Session
 from worldkv.window.buffer import AssembledWindow, WindowBuffer
 
@@ -60,7 +61,7 @@ def rollout(
     model: WorldModel,
     sessions: Sequence[Session],
     *,
-    levels: Sequence[float],
+    levels: Sequence[float] | Schedule,
     given: Sequence[NDArray[np.uint8]] | None = None,
     clock: StageSeconds | None = None,
 ) -> Iterator[list[ChunkRecord]]:
@@ -68,12 +69,12 @@ def rollout(
 
     Yields the records of one chunk, in the order of `sessions`, which must be at the same chunk and end together.
     `given` holds per session the first video frames [F', H, W, 3] it is shown instead of making them (whole
-    chunks). `levels` are the noise levels of the denoise steps.
+    chunks). `levels` are the noise levels of the denoise steps; a Schedule where a model has its own.
     """
     if len({(session.chunk, session.chunks) for session in sessions}) > 1:
         places = ", ".join(f"{session.chunk} of {session.chunks}" for session in sessions)
         raise ValueError(f"sessions of one batch must be at the same chunk and end together, got {places}")
-    buffer = WindowBuffer(model.geometry, model.device, model.kv_dtype)
+    buffer = WindowBuffer(model.geometry, model.device, model.kv_dtype, latent_frames=_longest_window(model, sessions))
     clock = clock or StageSeconds()
     while not all(session.finished for session in sessions):
         shown = _next_given(sessions, given)
@@ -91,6 +92,14 @@ def rollout(
         yield [records[b] for b in range(len(sessions))]
 
 
+def _longest_window(model: WorldModel, sessions: Sequence[Session]) -> int | None:
+    """Latent frames of the longest window to come; None where one grows without end."""
+    size = model.geometry.chunk_latent_frames
+    windows = [session.policy.window_latent_frames(size) for session in sessions]
+    known = [min(window, session.chunks * size) for window, session in zip(windows, sessions, strict=True) if window]
+    return max(known, default=None) if len(known) == len(windows) else None
+
+
 def _equally_long(retrieved: Sequence[Retrieved]) -> list[list[int]]:
     """Which sessions can share a batch: all of them, unless a miss left some with a shorter window."""
     batches: dict[int, list[int]] = {}
@@ -104,7 +113,7 @@ def _advance(
     sessions: Sequence[Session],
     retrieved: Sequence[Retrieved],
     buffer: WindowBuffer,
-    levels: Sequence[float],
+    levels: Sequence[float] | Schedule,
     given: NDArray[np.uint8] | None,
     clock: StageSeconds,
 ) -> list[ChunkRecord]:
@@ -114,7 +123,7 @@ def _advance(
     with clock("denoise"):
         condition = model.condition(states, views)
         if given is None:
-            latents = denoise(model, _noise(model, sessions), condition, window, levels)
+            latents = _make(model, sessions, condition, window, levels)
         else:
             latents = model.encode(torch.from_numpy(given), states)
     with clock("clean pass"):
@@ -139,9 +148,22 @@ def _assemble(buffer: WindowBuffer, sessions: Sequence[Session], retrieved: Sequ
     return window
 
 
-def _noise(model: WorldModel, sessions: Sequence[Session]) -> torch.Tensor:
+def _make(
+    model: WorldModel,
+    sessions: Sequence[Session],
+    condition: object,
+    window: Window,
+    levels: Sequence[float] | Schedule,
+) -> torch.Tensor:
+    """Latents from noise."""
+    if isinstance(levels, Schedule):
+        return renoise(model, partial(_noise, model, sessions), condition, window, levels)
+    return denoise(model, _noise(model, sessions, 0), condition, window, levels)
+
+
+def _noise(model: WorldModel, sessions: Sequence[Session], step: int) -> torch.Tensor:
     shape = (model.geometry.chunk_latent_frames, *model.latent_shape)
-    draws = [gaussian(shape, seed=s.seed, rollout=s.rollout, chunk=s.chunk) for s in sessions]
+    draws = [gaussian(shape, seed=s.seed, rollout=s.rollout, chunk=s.chunk, step=step) for s in sessions]
     return torch.stack(draws).to(model.device)
 
 

@@ -10,6 +10,7 @@ Shapes: L layers, F frames, T tokens, H heads, D head dim.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldkv.camera import Trajectory
+from worldkv.camera import ACTION_COLUMNS, Trajectory, to_key_columns
 from worldkv.errors import ModelError, TrajectoryError
 from worldkv.memory import retrieval
 from worldkv.memory.chunk import KVChunk, make_chunk
@@ -32,6 +33,7 @@ from worldkv.memory.store import ChunkMemory
 from worldkv.models.base import ModelState, View, WorldModel
 from worldkv.window import rotary
 from worldkv.window.buffer import Slot
+from worldkv.window.cut import kept_frames
 from worldkv.window.positions import WindowChunks, first_frames
 
 _serial = itertools.count()
@@ -152,17 +154,36 @@ class Session:
             mode=policy.positions,
             trained_latent_frames=geometry.trained_latent_frames,
         )
-        row = [self._live_slot(*pair) for pair in zip(sink, at.sink, strict=True)]
+        frames = kept_frames(
+            len(self.live), geometry.chunk_latent_frames, policy.live_latent_frames, policy.sink_latent_frames
+        )
+        row = [self._live_slot(*one) for one in zip(sink, at.sink, frames[: len(sink)], strict=True) if one[2]]
         row += [self._stored_slot(*pair) for pair in zip(retrieved.chunks, at.retrieved, strict=True)]
-        row += [self._live_slot(*pair) for pair in zip(recent, at.recent, strict=True)]
+        row += [self._live_slot(*one) for one in zip(recent, at.recent, frames[len(sink) :], strict=True) if one[2]]
         return row, at.current
 
-    def _live_slot(self, live: LiveChunk, first_frame: int) -> Slot:
+    def _live_slot(self, live: LiveChunk, first_frame: int, frames: tuple[int, ...]) -> Slot:
+        if len(frames) < self.model.geometry.chunk_latent_frames:
+            return self._cut_slot(live, first_frame, frames)
+
         def load(k_LTHD: Tensor, v_LTHD: Tensor) -> None:
             k_LTHD.copy_(live.k_LTHD)
             v_LTHD.copy_(live.v_LTHD)
 
         return Slot((self.serial, "live", live.index), first_frame, live.k_LTHD.shape[1], load)
+
+    def _cut_slot(self, live: LiveChunk, first_frame: int, frames: tuple[int, ...]) -> Slot:
+        """Some latent frames of a live chunk."""
+        g = self.model.geometry
+        ids = rotary.grid_token_ids(g.chunk_latent_frames, g.rows, g.columns)
+        kept = torch.isin(ids[:, 0], torch.tensor(frames)).nonzero()[:, 0]
+        place = kept.to(live.k_LTHD.device)
+
+        def load(k_LTHD: Tensor, v_LTHD: Tensor) -> None:
+            k_LTHD.copy_(live.k_LTHD[:, place])
+            v_LTHD.copy_(live.v_LTHD[:, place])
+
+        return Slot((self.serial, "live", live.index, frames), first_frame, len(kept), load, ids[kept])
 
     def _stored_slot(self, chunk: KVChunk, first_frame: int) -> Slot:
         ids = chunk.token_ids_T3
@@ -237,10 +258,11 @@ def open_session(
     seed: int = 0,
     rollout: int = 0,
     tenant: str = "default",
+    context: Mapping[str, Tensor] | None = None,
 ) -> Session:
-    """A session at the start of its trajectory.
+    """A session at the start of its trajectory; `context` is what the model makes it from, prompt and image say.
 
-    Raises TrajectoryError when that is shorter than one chunk, and ModelError for a memory of other weights.
+    Raises TrajectoryError when the trajectory is shorter than one chunk, and ModelError for a memory of other weights.
     """
     if memory.epoch != model.epoch:
         raise ModelError(
@@ -252,7 +274,7 @@ def open_session(
         raise TrajectoryError(
             f"{trajectory.name}: {len(trajectory)} poses, but one chunk of {model.name} takes {per_chunk}"
         )
-    state = model.open(chunk_view(trajectory, 0, per_chunk), {})
+    state = model.open(chunk_view(trajectory, 0, per_chunk), context or {})
     index = PoseIndex(parity=policy.parity)
     return Session(model, memory, policy, trajectory, seed, rollout, tenant, state, index=index)
 
@@ -260,7 +282,9 @@ def open_session(
 def chunk_view(trajectory: Trajectory, chunk: int, video_frames: int) -> View:
     """The camera over chunk `chunk` of a trajectory cut into `video_frames` each."""
     part = slice(chunk * video_frames, (chunk + 1) * video_frames)
+    actions = trajectory.actions
     return View(
         c2w_F44=trajectory.c2w_F44[part].astype(np.float32),
         intrinsics_F4=trajectory.intrinsics_F4[part].astype(np.float32),
+        actions_FA=None if actions is None else to_key_columns(actions[part], ACTION_COLUMNS),
     )

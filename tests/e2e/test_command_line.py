@@ -25,7 +25,10 @@ SHIPPED = ROOT / "worldkv" / "models" / "rooms" / "weights"
 WITHIN_SECONDS = 240
 ENVIRONMENT = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "2"}
 SMALL = ("--set", "trajectory.video_frames=24", "--set", "sampling.denoise_steps=2", "--set", "policies=worldkv")
-COMMANDS = ((), ("rollout",), ("eval",), ("inspect",), ("trajectory",), ("trajectory", "make"), ("trajectory", "show"))
+COMMANDS = (
+    *((), ("rollout",), ("eval",), ("inspect",), ("trajectory",), ("trajectory", "make"), ("trajectory", "show")),
+    *(("models",), ("models", "list"), ("models", "check"), ("models", "play")),
+)
 Process = subprocess.CompletedProcess[str]
 
 
@@ -79,8 +82,14 @@ for words in {COMMANDS!r}:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=ENVIRONMENT
     )
     assert process.returncode == 0, process.stderr
-    for example in ("worldkv rollout configs/demo.yaml", "worldkv eval --frames", "worldkv inspect runs/demo"):
-        assert example in process.stdout
+    for example in (
+        "rollout configs/demo.yaml",
+        "eval --frames",
+        "inspect runs/demo",
+        "models list",
+        "models check weights/",
+    ):
+        assert f"worldkv {example}" in process.stdout
 
 
 def test_eval_needs_neither_pyav_nor_pyarrow(tmp_path):

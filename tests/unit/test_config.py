@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "default_config.yaml"
 DEVICE, HOST = "{name: device, capacity_mib: 8}", "{name: host, capacity_mib: 9}"
 DISK, DURABLE = "{name: disk, capacity_mib: 10, folder: d}", "{name: durable, capacity_mib: 11, url: 's3://b/w'}"
-CHECKED_IN = sorted((ROOT / "configs").glob("*"))
+CHECKED_IN = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import Scene
 from worldkv.rollout import ChunkRecord, StageSeconds
 from worldkv.session import open_session
+from worldkv.window.buffer import WindowBuffer
 
 CPU = torch.device("cpu")
 LOSSLESS = MemoryPolicy("lossless", retrieved_chunks=16, positions="original", codec="fp32")
@@ -284,3 +285,19 @@ def test_the_model_thinks_in_coordinates_of_the_first_pose(tiny, make_memory):
     for session in sessions:
         tiny.finish(session)
     assert_same_kv(*sessions, tolerance=1e-3)
+
+
+@pytest.mark.parametrize(("policy", "latent_frames"), [("sliding", 12), ("worldkv", 24), ("full", 48)])
+def test_the_window_buffer_is_as_long_as_the_policy_needs_and_no_longer(tiny, monkeypatch, policy, latent_frames):
+    made = []
+
+    class Watched(WindowBuffer):
+        def __init__(self, *of: object, **options: object) -> None:
+            super().__init__(*of, **options)
+            made.append(self)
+
+    monkeypatch.setattr("worldkv.rollout.WindowBuffer", Watched)
+    tiny.finish(tiny.open(policy, 12))
+    (buffer,) = made
+    geometry = tiny.model.geometry
+    assert buffer.nbytes == geometry.kv_bytes(latent_frames * geometry.tokens_per_latent_frame, buffer.dtype)

@@ -5,6 +5,7 @@ and scipy, never torch. Start reading at `worldkv.camera.trajectory`.
 """
 
 from worldkv.camera.actions import (
+    ACTION_COLUMNS,
     LINGBOT_MOVE_COLUMNS,
     LINGBOT_TURN_COLUMNS,
     MATRIX_GAME_COLUMNS,
@@ -58,6 +59,7 @@ from worldkv.camera.revisits import find_revisits
 from worldkv.camera.trajectory import Trajectory, load_trajectory, save_trajectory
 
 __all__ = [
+    "ACTION_COLUMNS",
     "LINGBOT_INTRINSICS",
     "LINGBOT_MOVE_COLUMNS",
     "LINGBOT_SIZE",

@@ -41,6 +41,8 @@ class Action(enum.Flag):
 KEYS = "WSADRL"
 NOOP_KEY = "_"
 
+ACTION_COLUMNS = tuple(Action[key] for key in KEYS)
+"""Columns of the actions that a model is shown: W S A D R L."""
 LINGBOT_MOVE_COLUMNS = (Action.W, Action.A, Action.S, Action.D)
 """Columns of LingBot's `action.npy`."""
 LINGBOT_TURN_COLUMNS = (Action.NOOP, Action.L, Action.NOOP, Action.R)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from worldkv.cli import evaluate, inspection, rolling, trajectories
+from worldkv.cli import evaluate, inspection, models, rolling, trajectories
 from worldkv.cli.stopping import Stopped
 from worldkv.errors import WorldKVError
 
@@ -26,6 +26,7 @@ app.command("rollout")(rolling.rollout)
 app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspection.inspect)
 app.add_typer(trajectories.app, name="trajectory")
+app.add_typer(models.app, name="models")
 
 USER_ERROR, INTERRUPTED = 2, 130
 # What the disk and its rights can refuse anywhere; any other OSError is a fault of ours and keeps its traceback.

@@ -25,6 +25,10 @@ class MemoryPolicy:
     """Last chunks before the current one; None keeps all: full KV."""
     retrieved_chunks: int = 0
     """Past chunks brought back per chunk; 0 forgets what leaves the window."""
+    live_latent_frames: int | None = None
+    """Latent frames of sink, recent and current chunks that are attended to at most; none: all of them."""
+    sink_latent_frames: int = 0
+    """Of those, how many first ones stay when the oldest go."""
     ranking: Ranking = "pose"
     """How past chunks are ranked; `random` is the baseline of the benchmark."""
     sight: float = 8.0
@@ -45,6 +49,15 @@ class MemoryPolicy:
             raise ConfigError(
                 f"sink_chunks={self.sink_chunks}, recent_chunks={self.recent_chunks}, "
                 f"retrieved_chunks={self.retrieved_chunks}: none may be negative"
+            )
+        if self.live_latent_frames is not None and not 0 <= self.sink_latent_frames < self.live_latent_frames:
+            raise ConfigError(
+                f"live_latent_frames={self.live_latent_frames}, sink_latent_frames={self.sink_latent_frames}: "
+                "the sink may be 0 or more and must leave room for the current chunk"
+            )
+        if self.live_latent_frames is None and self.sink_latent_frames:
+            raise ConfigError(
+                f"sink_latent_frames={self.sink_latent_frames} changes nothing without live_latent_frames"
             )
         if self.ranking not in get_args(Ranking):
             raise ConfigError(f"ranking={self.ranking!r}: must be one of {', '.join(get_args(Ranking))}")
@@ -158,6 +171,8 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "sink_chunks": _whole_number,
     "recent_chunks": _whole_number,
     "retrieved_chunks": _whole_number,
+    "live_latent_frames": _whole_number,
+    "sink_latent_frames": _whole_number,
     "ranking": _one_of(*get_args(Ranking)),
     "sight": _length,
     "positions": _one_of("original", "rebased"),

@@ -34,7 +34,18 @@ class View:
     intrinsics_F4: NDArray[np.float32]
     """fx, fy, cx, cy in pixels."""
     actions_FA: NDArray[np.float32] | None = None
-    """Keyboard and mouse, where the model takes them."""
+    """Keys W S A D R L, 1 where held (`camera.ACTION_COLUMNS`); row i leads from frame i to frame i + 1. None where
+    only the poses are known."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Denoise steps of a distilled model: estimate clean latents, mix them with fresh noise, estimate again."""
+
+    levels: tuple[float, ...]
+    """Noise level that the model is told at each step, from high to low."""
+    mixed: tuple[float, ...]
+    """Share of fresh noise mixed in behind each step but the last: the next level, up to how a model looks it up."""
 
 
 @dataclass

@@ -42,7 +42,7 @@ def check(
     """Raise ConfigError or OutputError where a run of `chunks` chunks per rollout cannot have its memory."""
     memory, geometry = config.memory, model.geometry
     for policy in policies:
-        _check_windows(memory, policy, policy.retrieved_chunks * chunk_bytes(geometry, policy))
+        check_windows(memory, policy, policy.retrieved_chunks * chunk_bytes(geometry, policy))
     stored = max(chunk_bytes(geometry, policy) if policy.remembers else 0 for policy in policies)
     _check_room(memory, model.device, stored * chunks * config.batch_sessions, probe or Probe())
     _check_apart(config)
@@ -76,7 +76,7 @@ def chunk_bytes(geometry: KVGeometry, policy: MemoryPolicy) -> int:
     return sum(-(-nbytes // PAGE_BYTES) * PAGE_BYTES for nbytes in (header, payload))
 
 
-def _check_windows(memory: MemoryConfig, policy: MemoryPolicy, need: int) -> None:
+def check_windows(memory: MemoryConfig, policy: MemoryPolicy, need: int) -> None:
     """What one window brings back has to fit into every tier, and into the tenant's part of it."""
     names = [tier.name for tier in memory.tiers]
     bounds = [(f"tiers.{place}.capacity_mib", tier.capacity_mib, tier.name) for place, tier in enumerate(memory.tiers)]

@@ -42,8 +42,12 @@ class Slot:
 class WindowBuffer:
     """Holds the window of a batch; grows as needed and is reused from chunk to chunk."""
 
-    def __init__(self, geometry: KVGeometry, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, geometry: KVGeometry, device: torch.device, dtype: torch.dtype, *, latent_frames: int | None = None
+    ) -> None:
+        """`latent_frames` is the longest window to come, where that is known: exactly so much is then allocated."""
         self.geometry, self.device, self.dtype = geometry, device, dtype
+        self._start_frames = latent_frames or geometry.trained_latent_frames
         self._held: list[list[tuple[Hashable, int, int]]] = []
         self._k = self._v = torch.empty(0)
         self._angle_cache: dict[int, tuple[Tensor, Tensor]] = {}
@@ -91,8 +95,8 @@ class WindowBuffer:
         have_rows, have_tokens = self._k.shape[1:3] if self._k.ndim == 5 else (0, 0)
         if rows <= have_rows and tokens <= have_tokens:
             return
-        # A first window of fixed size (sliding, WorldKV) should not be doubled: take the trained clip as a start.
-        start = g.trained_latent_frames * g.tokens_per_latent_frame
+        # A first window of fixed size (sliding, WorldKV) should not be doubled.
+        start = self._start_frames * g.tokens_per_latent_frame
         length = have_tokens if tokens <= have_tokens else max(tokens, min(2 * have_tokens, 2 * tokens), start)
         shape = (g.layers, max(rows, have_rows), length, g.heads, g.head_dim)
         k, v = (torch.empty(shape, device=self.device, dtype=self.dtype) for _ in range(2))

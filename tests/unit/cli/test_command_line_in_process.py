@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from worldkv.cli import app as command_tree
 from worldkv.cli.progress import Bar, bar
@@ -412,3 +415,43 @@ def test_a_memory_that_cannot_be_had_is_one_line_and_leaves_nothing(
     assert (said.code, said.out, said.err.count("error:")) == (2, "", 1)
     assert said.err.splitlines()[-1].startswith(fault)
     assert [path.name for path in tmp_path.rglob("*")] == ["theirs", "thesis.tex"]
+
+
+class TestModels:
+    def test_list_names_every_model_with_its_licence_and_size(self, worldkv, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "160")
+        said = worldkv("models", "list")
+        assert said.code == 0
+        for words in (("lingbot-world-fast", "Apache-2.0", "18.54 e9"), ("lingbot-world-2", "CC-BY-NC-SA-4.0")):
+            assert all(word in said.out for word in words)
+
+    def test_check_of_a_folder_without_a_model_is_one_line_and_exit_code_2(self, worldkv, tmp_path):
+        said = worldkv("models", "check", tmp_path)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.startswith(f"error: {tmp_path}: holds none of the published models")
+
+    def test_check_says_what_is_wrong_with_every_part(self, worldkv, tmp_path):
+        (tmp_path / "lingbot_world_fast").mkdir()
+        said = worldkv("models", "check", tmp_path)
+        assert said.code == 2
+        assert "LingBot-World-Fast (lingbot-world-fast), Apache-2.0" in said.out
+        assert "Wan2.1_VAE.pth: no such file" in said.out
+        assert "quick decoder: not there; it is optional" in said.out
+        assert "cannot be used (2 faults)" in said.err
+
+    def test_play_writes_a_video_and_says_where(self, worldkv, tmp_path):
+        Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "first.png")
+        save_file({"prompt": torch.zeros(2, 32)}, tmp_path / "prompt.safetensors")
+        config = tmp_path / "play.yaml"
+        config.write_text(
+            f"model: {{name: lingbot-world-fast, folder: weights, size: tiny}}\n"
+            f"inputs: {{image: {tmp_path}/first.png, embeddings: {tmp_path}/prompt.safetensors, trajectory: W_24}}\n"
+            f"video: {tmp_path}/made.mp4\n"
+        )
+        said = worldkv("models", "play", config, "--random-weights", 0)
+        assert said.code == 0, said.err
+        assert "made     2 chunks" in said.out
+        assert (tmp_path / "made.mp4").stat().st_size > 0
+        again = worldkv("models", "play", config, "--random-weights", 0)
+        assert again.code == 2
+        assert "already exists" in again.err

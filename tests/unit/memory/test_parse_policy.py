@@ -28,6 +28,11 @@ def test_a_preset_goes_by_its_name(name):
         ("sliding/recent_chunks=5/positions=original", "sliding", {"recent_chunks": 5, "positions": "original"}),
         ("sliding/retrieved_chunks=2/codec=int8", "sliding", {"retrieved_chunks": 2, "codec": "int8"}),
         ("full/positions=rebased", "full", {"positions": "rebased"}),
+        (
+            "sliding/live_latent_frames=12/sink_latent_frames=6",
+            "sliding",
+            {"live_latent_frames": 12, "sink_latent_frames": 6},
+        ),
     ],
 )
 def test_changes_are_those_written_and_the_policy_is_named_by_the_text(text, preset, changes):
@@ -52,6 +57,8 @@ def test_every_codec_can_be_chosen(codec):
         ("worldkv/positions=new", "positions=new: must be one of original, rebased"),
         ("worldkv/ranking=best", "ranking=best: must be one of pose, overlap, yaw, random"),
         ("worldkv/keep=0.5/rule=mean", "rule=mean: must be one of centroid, nearest"),
+        ("sliding/sink_latent_frames=3", "sink_latent_frames=3 changes nothing without live_latent_frames"),
+        ("sliding/live_latent_frames=3/sink_latent_frames=3", "must leave room for the current chunk"),
         ("worldkv/sink_chunks=two", "sink_chunks=two: must be a whole number"),
         ("worldkv/recent_chunks=-1", "recent_chunks=-1: must be a whole number, 0 or more"),
         ("worldkv/retrieved_chunks=1.5", "retrieved_chunks=1.5: must be a whole number"),

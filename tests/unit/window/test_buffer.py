@@ -171,6 +171,18 @@ def test_a_window_inside_the_trained_clip_is_allocated_once():
     assert sizes == [trained] * 3
 
 
+def test_a_window_of_known_length_gets_exactly_its_room():
+    sources = [Source(seed) for seed in range(3)]
+    buffer = WindowBuffer(GEOMETRY, torch.device("cpu"), torch.float32, latent_frames=6)
+    sizes = []
+    for count in (0, 1, 2):
+        assemble(buffer, [(source, 3 * place) for place, source in enumerate(sources[:count])])
+        sizes.append(buffer.nbytes)
+    known = 2 * GEOMETRY.layers * 6 * 2 * 2 * 12 * 4
+    assert sizes[:2] == [known] * 2
+    assert sizes[2] > known  # a longer one is served all the same
+
+
 def test_more_sessions_find_room_and_the_first_stays_in_place():
     a, b = Source(0), Source(1)
     buffer = buffer_of()

@@ -1,0 +1,253 @@
+"""The published models that can be loaded: their sizes, their files, how they are meant to be used.
+
+What is known of them stands in `published.json`; a folder's own config goes before it. `check` looks at a folder
+without reading a tensor; `open_model` reads them; `random_model` makes a model of the same sizes from nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from worldkv.camera import PictureSize
+from worldkv.errors import CapacityError, CheckpointError, ConfigError
+from worldkv.memory.tiers.headroom import device_headroom, host_headroom
+from worldkv.models import checkpoint
+from worldkv.models.lingbot.model import LingBotModel
+from worldkv.models.lingbot.schedule import lingbot_schedule
+from worldkv.models.matrix_game.model import MatrixGameModel
+from worldkv.models.matrix_game.schedule import matrix_game_schedule
+from worldkv.models.matrix_game.vocabulary import VOCABULARIES, Vocabulary
+from worldkv.models.wan.model import WanModel, WanSettings
+from worldkv.models.wan.network import WanNetwork
+from worldkv.models.wan.official import CAMERA_CHANNELS, shape_of
+from worldkv.models.wan.pictures import Pictures
+from worldkv.models.wan.random_weights import randomise
+from worldkv.models.wan.shape import WanShape
+from worldkv.models.wan.tiny_vae import TinyVAE, TinyVAEShape
+from worldkv.models.wan.vae import VAEShape, WanVAE
+
+VAE_FILE, QUICK_DECODER_FILE, CONFIG_FILE = "Wan2.1_VAE.pth", "taew2_1.pth", "config.json"
+PREFIXES = {"lingbot": "", "matrix_game": "model."}
+"""Of the names of tensors, by family."""
+CAMERA_TENSOR = "patch_embedding_wancamctrl.weight"
+Size = Literal["full", "tiny"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """One set of weights."""
+
+    name: str
+    about: Mapping[str, Any]
+    """Its entry in published.json."""
+
+    @property
+    def title(self) -> str:
+        """As its makers call it."""
+        return str(self.about["title"])
+
+    @property
+    def licence(self) -> str:
+        """SPDX identifier of the weights' licence."""
+        return str(self.about["licence"])
+
+    @property
+    def prefix(self) -> str:
+        """Before the name of each tensor."""
+        return PREFIXES[self.about["family"]]
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The actions that move it; None where poses do."""
+        return VOCABULARIES.get(self.about.get("mode", ""))
+
+    @property
+    def policy(self) -> str:
+        """A memory policy that suits it."""
+        return str(self.about["policy"])
+
+    @property
+    def video_fps(self) -> int:
+        """Video frames per second at which its worlds run."""
+        return int(self.about["video_fps"])
+
+    def transformer(self, root: Path) -> Path:
+        """The file or folder of its transformer."""
+        return root / str(self.about["transformer"])
+
+    def shape(self, size: Size = "full", config: Mapping[str, Any] | None = None, source: str = "") -> WanShape:
+        """Sizes of its transformer, those of `config` where it has them. Raises CheckpointError."""
+        tiny = self.about["tiny_config"] if size == "tiny" else {}
+        return shape_of({**self.about["config"], **tiny, **(config or {})}, source or self.name)
+
+    def settings(self, size: Size = "full") -> WanSettings:
+        """How it is meant to be used."""
+        about = self.about
+        schedule = lingbot_schedule if about["family"] == "lingbot" else matrix_game_schedule
+        return WanSettings(
+            name=self.name,
+            picture=PictureSize(*about["picture" if size == "full" else "tiny_picture"]),
+            chunk_latent_frames=about["chunk_latent_frames"],
+            trained_latent_frames=about["window_latent_frames"],
+            schedule=schedule(about["steps"], about["shift"]),
+        )
+
+    def vae_shape(self, size: Size = "full") -> VAEShape:
+        """Sizes of its autoencoder."""
+        return VAEShape(width=self.about["vae_width" if size == "full" else "tiny_vae_width"])
+
+    def model(self, network: WanNetwork, size: Size, epoch: str, pictures: Pictures | None) -> WanModel:
+        """The model around a network."""
+        if self.about["family"] == "lingbot":
+            return LingBotModel(network, self.settings(size), epoch, pictures)
+        assert self.vocabulary is not None
+        return MatrixGameModel(network, self.settings(size), epoch, pictures, self.vocabulary)
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What `check` found of one part of a model."""
+
+    part: str
+    path: Path
+    tensors: int
+    nbytes: int
+    faults: tuple[str, ...]
+    optional: bool = False
+
+
+@cache
+def published() -> dict[str, Published]:
+    """All models, by name."""
+    text = resources.files("worldkv.models").joinpath("published.json").read_text()
+    return {name: Published(name, about) for name, about in json.loads(text).items()}
+
+
+def named(name: str) -> Published:
+    """Raises ConfigError for a name that is not there."""
+    if name not in published():
+        raise ConfigError(f"model {name!r}: must be one of {', '.join(published())}")
+    return published()[name]
+
+
+def found_in(root: Path) -> list[Published]:
+    """The models whose transformer a folder holds. Raises CheckpointError where it holds none."""
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such folder")
+    held = [model for model in published().values() if model.transformer(root).exists()]
+    if not held:
+        places = ", ".join(str(model.about["transformer"]) for model in published().values())
+        raise CheckpointError(f"{root}: holds none of the published models; one of these must be in it: {places}")
+    return held
+
+
+def check(root: Path, model: Published) -> list[PartReport]:
+    """Look at every part of a model's folder, at headers alone. Faults are reported, not raised."""
+    with torch.device("meta"):
+        vae, quick = WanVAE(model.vae_shape()), TinyVAE(TinyVAEShape())
+    return [
+        _check_transformer(root, model),
+        _check_part("VAE", root / VAE_FILE, vae),
+        _check_part("quick decoder", root / QUICK_DECODER_FILE, quick, optional=True),
+    ]
+
+
+def _check_transformer(root: Path, model: Published) -> PartReport:
+    path = model.transformer(root)
+    try:
+        network = _empty_network(path, model)
+    except CheckpointError as fault:
+        return PartReport("transformer", path, 0, 0, (str(fault),))
+    return _check_part("transformer", path, network, prefix=model.prefix)
+
+
+def _check_part(part: str, path: Path, network: nn.Module, *, prefix: str = "", optional: bool = False) -> PartReport:
+    try:
+        stored = checkpoint.stored_tensors(checkpoint.weight_files(path), prefix)
+    except CheckpointError as fault:
+        return PartReport(part, path, 0, 0, (str(fault),), optional and not path.exists())
+    wrong = checkpoint.faults(stored, checkpoint.expected_shapes(network), path)
+    return PartReport(part, path, len(stored), sum(one.nbytes for one in stored.values()), tuple(wrong))
+
+
+def _empty_network(path: Path, model: Published) -> WanNetwork:
+    """The transformer that the files at `path` are for, on the meta device."""
+    file = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    config = checkpoint.read_json(file) if file.is_file() else {}
+    if model.about["family"] == "lingbot":
+        config["control_type"] = _control_type(model, checkpoint.stored_tensors(checkpoint.weight_files(path)))
+    with torch.device("meta"):
+        return WanNetwork(model.shape("full", config, str(file)))
+
+
+def _control_type(model: Published, stored: Mapping[str, checkpoint.StoredTensor]) -> str:
+    """By the width of what takes the camera: both kinds are published under one config."""
+    found = stored.get(CAMERA_TENSOR)
+    wide = CAMERA_CHANNELS["act"] * math.prod(model.about["config"]["patch_size"])
+    return "act" if found is not None and found.shape[-1:] == (wide,) else "cam"
+
+
+def open_model(
+    root: Path, model: Published, *, device: torch.device, dtype: torch.dtype, quick_decoder: bool = False
+) -> WanModel:
+    """Load a model. Everything is checked before anything is read.
+
+    Raises CheckpointError with the first fault, and CapacityError where the device has no room for the weights.
+    """
+    wanted = [one for one in check(root, model) if one.part != "quick decoder" or quick_decoder]
+    if wrong := [fault for one in wanted for fault in one.faults]:
+        raise CheckpointError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+    path = model.transformer(root)
+    network = _empty_network(path, model)
+    refuse_too_large(network.to(dtype), model.name, device)
+    files = checkpoint.weight_files(path)
+    epoch = checkpoint.load(network, files, device=device, dtype=dtype, prefix=model.prefix)
+    with torch.device("meta"):
+        vae, quick = WanVAE(model.vae_shape()), TinyVAE(TinyVAEShape()) if quick_decoder else None
+    checkpoint.load(vae, [root / VAE_FILE], device=device, dtype=_picture_dtype(device))
+    if quick is not None:
+        checkpoint.load(quick, [root / QUICK_DECODER_FILE], device=device, dtype=_picture_dtype(device))
+    return model.model(network, "full", epoch, Pictures(vae, model.settings().picture, quick))
+
+
+def refuse_too_large(network: nn.Module, name: str, device: torch.device) -> None:
+    """Raise CapacityError where the weights of a network, on the meta device say, would not fit on `device`."""
+    needed, free = sum(parameter.nbytes for parameter in network.parameters()), free_bytes(device)
+    if free is not None and needed > free:
+        raise CapacityError(
+            f"{name} has {needed / 2**30:.1f} GiB of weights, {device} has {free / 2**30:.1f} GiB of memory free"
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a device that can still be taken; None where nobody knows."""
+    headroom = device_headroom(device) if device.type == "cuda" else host_headroom()
+    return None if headroom is None else headroom.nbytes
+
+
+def random_model(model: Published, seed: int, *, size: Size, device: torch.device, dtype: torch.dtype) -> WanModel:
+    """A model of random weights, for measuring at full size and for tests at tiny size; its pictures are noise."""
+    with torch.device("meta"):
+        network = WanNetwork(model.shape(size)).to(dtype)
+        vae = WanVAE(model.vae_shape(size)).to(_picture_dtype(device))
+    refuse_too_large(network, model.name, device)
+    network.to_empty(device=device).requires_grad_(False).eval()
+    vae.to_empty(device=device).requires_grad_(False).eval()
+    randomise(vae, seed)
+    epoch = f"{model.name}-{size}-{randomise(network, seed)}"
+    return model.model(network, size, epoch, Pictures(vae, model.settings(size).picture))
+
+
+def _picture_dtype(device: torch.device) -> torch.dtype:
+    """Of the autoencoder: half precision where it is fast, with the most digits in its range."""
+    return torch.float16 if device.type == "cuda" else torch.float32

@@ -1,0 +1,80 @@
+"""Configurations of `worldkv models play`: one world of a published model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from worldkv.config import MemoryConfig
+from worldkv.memory.policy import parse_policy
+from worldkv.models.published import published
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class PlayedModel(_Section):
+    """Which weights, from where."""
+
+    name: str
+    """As `worldkv models list` names it."""
+    folder: Path | None = None
+    """Laid out as its makers publish it."""
+    random_weights: int | None = Field(None, ge=0, strict=True)
+    """Instead of a folder: the seed of weights that mean nothing."""
+    size: Literal["full", "tiny"] = "full"
+    """Of random weights; tiny is for tests."""
+    quick_decoder: bool = Field(False, strict=True)
+    """True decodes with TAEHV, which must be in the folder."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in published():
+            raise ValueError(f"{name!r} must be one of {', '.join(published())}")
+        return name
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PlayedModel:
+        if (self.folder is None) == (self.random_weights is None):
+            raise ValueError("give either folder or random_weights")
+        if self.folder is not None and self.size != "full":
+            raise ValueError("size: tiny goes with random_weights; a folder's weights have their own size")
+        if self.quick_decoder and self.folder is None:
+            raise ValueError("quick_decoder goes with folder; random weights have none")
+        return self
+
+
+class PlayInputs(_Section):
+    """What a world starts from."""
+
+    image: Path
+    """First picture, of the model's aspect ratio."""
+    embeddings: Path
+    """safetensors file of one tensor: the encoded prompt (LingBot), or the image as CLIP encodes it (Matrix-Game)."""
+    trajectory: str
+    """Folder with poses.npy and intrinsics.npy, or a notation such as R_L90_96."""
+
+
+class PlayConfig(_Section):
+    """One rollout of one world."""
+
+    model: PlayedModel
+    inputs: PlayInputs
+    policy: str | None = None
+    """Memory policy; none: what suits the model."""
+    memory: MemoryConfig = MemoryConfig()
+    seed: int = Field(0, ge=0, strict=True)
+    """Of the noise."""
+    video: Path
+    """The mp4 to write; must not be there yet."""
+
+    @field_validator("policy")
+    @classmethod
+    def _parsed(cls, policy: str | None) -> str | None:
+        if policy is not None:
+            parse_policy(policy)
+        return policy
