@@ -24,8 +24,10 @@ from worldkv.window.buffer import WindowBuffer
 CPU = torch.device("cpu")
 LOSSLESS = MemoryPolicy("lossless", retrieved_chunks=16, positions="original", codec="fp32")
 PRUNED = replace(PRESETS["worldkv"], name="pruned", pruning=Pruning(0.5, joint=True))
-# Matrix products of another batch size add up in another order.
-ACROSS_BATCH_SIZES = 1e-5
+# Matrix products of another batch size, or of another row of a batch, add up in another order.
+ACROSS_BATCHES = 1e-5
+# Of the pixels, those so near the edge between two values that such rounding moves them to the other one.
+PIXELS_ON_EDGE_RATIO = 1e-3
 
 
 def assert_same_video(a: list[ChunkRecord], b: list[ChunkRecord]) -> None:
@@ -41,6 +43,16 @@ def assert_same_kv(a, b, *, tolerance: float = 0.0) -> None:
     for live in b.live:
         for x, y in ((ours[live.index].k_LTHD, live.k_LTHD), (ours[live.index].v_LTHD, live.v_LTHD)):
             torch.testing.assert_close(x, y, atol=tolerance, rtol=tolerance)
+
+
+def assert_same_but_for_rounding(a, records_a: list[ChunkRecord], b, records_b: list[ChunkRecord]) -> None:
+    """The same chunks retrieved, the same live KV and the same video, as far as two batches can agree."""
+    assert [record.retrieved for record in records_a] == [record.retrieved for record in records_b]
+    assert_same_kv(a, b, tolerance=ACROSS_BATCHES)
+    video_a, video_b = (np.stack([r.frames_FHWC for r in records]).astype(int) for records in (records_a, records_b))
+    difference = np.abs(video_a - video_b)
+    assert difference.max() <= 1
+    assert difference.mean() <= PIXELS_ON_EDGE_RATIO
 
 
 @pytest.mark.parametrize("policy", ["sliding", "worldkv"])
@@ -135,19 +147,14 @@ def test_a_batch_equals_each_session_alone(tiny, policy):
     together = tiny.finish(*batch)
     for world, session in enumerate(batch):
         alone = tiny.open(policy, 10, world=world, rollout=world)
-        records = tiny.finish(alone)[0]
-        assert_same_kv(alone, session, tolerance=ACROSS_BATCH_SIZES)
-        assert [r.retrieved for r in records] == [r.retrieved for r in together[world]]
-        for one, other in zip(records, together[world], strict=True):
-            # A pixel on the edge between two values may round to either.
-            assert np.abs(one.frames_FHWC.astype(int) - other.frames_FHWC).max() <= 1
+        assert_same_but_for_rounding(alone, tiny.finish(alone)[0], session, together[world])
 
 
 def test_the_order_of_a_batch_does_not_matter(tiny):
     forwards, backwards = ([tiny.open("worldkv", 6, world=w, rollout=w) for w in range(3)] for _ in range(2))
-    backwards.reverse()
-    for one, other in zip(tiny.finish(*forwards), reversed(tiny.finish(*backwards)), strict=True):
-        assert_same_video(one, other)
+    made_forwards, made_backwards = tiny.finish(*forwards), tiny.finish(*backwards[::-1])[::-1]
+    for world in range(3):
+        assert_same_but_for_rounding(forwards[world], made_forwards[world], backwards[world], made_backwards[world])
 
 
 def test_a_rollout_repeats_itself_bit_for_bit(tiny):
@@ -180,7 +187,7 @@ def test_a_miss_in_one_session_does_not_disturb_its_batch(tiny, make_memory):
     assert sum(record.missed for record in records_rich) == 0
     assert [record.window_tokens for record in records_rich] == [record.window_tokens for record in expected]
     assert records_poor[-1].window_tokens < records_rich[-1].window_tokens
-    assert_same_kv(alone, rich, tolerance=ACROSS_BATCH_SIZES)
+    assert_same_kv(alone, rich, tolerance=ACROSS_BATCHES)
 
 
 def test_given_frames_are_shown_not_made(tiny):
@@ -209,7 +216,7 @@ def test_each_session_of_a_batch_is_shown_its_own_frames(tiny):
     for w in worlds:
         np.testing.assert_array_equal(np.concatenate([r.frames_FHWC for r in together[w][:2]]), shown[w])
         tiny.finish(alone[w], given=[shown[w]])
-        assert_same_kv(alone[w], batch[w], tolerance=ACROSS_BATCH_SIZES)
+        assert_same_kv(alone[w], batch[w], tolerance=ACROSS_BATCHES)
 
 
 def test_what_comes_later_never_changes_an_earlier_chunk(tiny):

@@ -1,4 +1,5 @@
-"""Frames to mp4 and back. Deterministic: one encoder thread, bit-exact conversion and muxing, no wall clock.
+"""Frames to mp4 and back. Deterministic: one encoder thread, bit-exact conversion and muxing, no routine of
+libx264 whose result depends on the processor, no wall clock.
 
 No B-frames ever: with them LeRobot's own merging of datasets fails on decreasing timestamps.
 """
@@ -21,6 +22,9 @@ from worldkv.errors import DatasetError
 
 # swscale picks a routine per processor; these flags make all of them give the same bytes.
 SCALE_FLAGS = "bicubic+accurate_rnd+bitexact"
+# libx264 weighs blocks (mb-tree) in routines chosen by processor. That for AVX-512 answers differently for equal
+# frames, as memory lies; with this option all processors run the portable one.
+X264_PARAMS = "cpu-independent=1"
 BT601 = 6
 """H.273 code for the matrix, primaries and transfer of SMPTE 170M, which is what the conversion uses."""
 LIMITED_RANGE = 1
@@ -111,7 +115,7 @@ def check_written(path: Path, frames_FHWC: npt.NDArray[np.uint8], fps: int, opti
 def _open_stream(container: Any, size: tuple[int, ...], fps: int, options: EncoderOptions) -> Any:
     settings = {"g": str(options.gop)}
     if not options.lossless:
-        settings |= {"crf": str(options.crf), "preset": options.preset, "bf": "0"}
+        settings |= {"crf": str(options.crf), "preset": options.preset, "bf": "0", "x264-params": X264_PARAMS}
     stream = container.add_stream(ENCODER_OF[options.codec], rate=fps, options=settings)
     stream.height, stream.width = size
     stream.pix_fmt = options.pixel_format
