@@ -6,7 +6,7 @@ from torch import Tensor
 from worldkv.models.rooms.clips import Clips
 from worldkv.models.rooms.history import EXACT, MADE, NOISY, compose, play_on
 from worldkv.models.rooms.network import MADE_LEVEL, Shape
-from worldkv.models.rooms.train import PARTS_PER_LESSON, Settings, Trainer
+from worldkv.models.rooms.trainer import PARTS_PER_LESSON, Settings, Trainer
 
 SHAPE = Shape(image=20, patch=10, layers=4, heads=2, head_dim=24, trained_frames=12)
 PER_CHUNK = SHAPE.frames_per_chunk

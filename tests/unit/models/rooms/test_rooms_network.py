@@ -15,7 +15,7 @@ from worldkv.models.rooms.network import (
     unpatchify,
 )
 from worldkv.models.rooms.paths import to_poses
-from worldkv.models.rooms.train import forcing_mask
+from worldkv.models.rooms.trainer import forcing_mask
 from worldkv.window import rotary
 
 # A surface is guessed after layer 2; layer 3 attends with its place.

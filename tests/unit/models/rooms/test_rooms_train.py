@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from worldkv.camera import Trajectory
-from worldkv.models.rooms import clips, layout, train, weights
+from worldkv.models.rooms import clips, layout, weights
+from worldkv.models.rooms import trainer as trainer_module
 from worldkv.models.rooms.clips import Clips
 from worldkv.models.rooms.network import LOG_DEPTH_RANGE, RoomsNetwork, Shape
 from worldkv.models.rooms.scene import Scene
-from worldkv.models.rooms.train import Settings, Trainer
+from worldkv.models.rooms.trainer import Settings, Trainer
 from worldkv.window import rotary
 
 SHAPE = Shape(image=20, patch=10, layers=4, heads=2, head_dim=24, trained_frames=12)
@@ -131,11 +132,11 @@ def test_processes_share_the_mean_of_each_gradient_in_one_message(trainer, monke
         sent.append(op)
         flat /= 2
 
-    monkeypatch.setattr(train.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(train.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(trainer_module.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(trainer_module.distributed, "all_reduce", all_reduce)
     before = given_gradients(trainer.network)
     trainer._share_gradients()
-    assert sent == [train.distributed.ReduceOp.AVG]
+    assert sent == [trainer_module.distributed.ReduceOp.AVG]
     for parameter, grad in zip(trainer.network.parameters(), before, strict=True):
         assert parameter.grad is grad is None or torch.equal(parameter.grad, grad / 2)
 
