@@ -39,7 +39,6 @@ from worldkv.session import chunk_view, open_session
 
 ABSOLUTE = 1e-5
 EPOCH = "golden"
-SMALL = Path(__file__).parent / "small" / "lingbot"
 ROWS = (0, 179, 358, 679)
 
 
@@ -61,12 +60,6 @@ def golden(reference: Path) -> Golden:
 def sampler(reference: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((reference / "sampler" / "manifest.json").read_text())
     return content
-
-
-@pytest.fixture(scope="module")
-def small() -> Golden:
-    """The first chunks of one run, kept beside this file."""
-    return load_golden(SMALL, [SMALL / "run.safetensors"])
 
 
 def load_golden(folder: Path, runs: list[Path]) -> Golden:
@@ -165,13 +158,6 @@ def test_generation_matches(golden: Golden, sampler: dict[str, Any], name: str):
     model = model_of(golden, 3, options["timesteps_index"], options["shift"])
     found = generate(golden, model, mode, golden.e2e["draws_renoise"])
     torch.testing.assert_close(found, golden.e2e[f"{name}/latents"], atol=ABSOLUTE, rtol=0)
-
-
-def test_a_few_chunks_with_retrieval_and_pruning_match_wherever_this_runs(small: Golden):
-    (name,) = small.manifest["modes"]
-    draws = small.e2e["draws_renoise"]
-    found = generate(small, model_of(small, 3, ROWS, 10.0), small.manifest["modes"][name], draws)
-    torch.testing.assert_close(found, small.e2e["latents"], atol=ABSOLUTE, rtol=0)
 
 
 def test_generation_matches_with_chunks_and_window_of_lingbot_2(golden: Golden, sampler: dict[str, Any]):

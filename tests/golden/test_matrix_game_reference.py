@@ -23,7 +23,6 @@ from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.official import shape_of
 
 ABSOLUTE = 2e-5
-SMALL = Path(__file__).parent / "small" / "matrix_game"
 SHIFT = 5.0
 CHUNK_FRAMES = 3
 CASES = ("universal", "gta_window4", "templerun")
@@ -146,12 +145,6 @@ def test_schedule_matches(case: Case):
 def test_generation_matches(case: Case, played: Played):
     expected = case.outputs[f"{case.name}/latents"][0]
     torch.testing.assert_close(played.latents, expected, atol=ABSOLUTE, rtol=0)
-
-
-def test_a_few_chunks_match_wherever_this_runs():
-    case = load_case(SMALL, "universal")
-    found, expected = play(case).latents, case.outputs["universal/latents"][0]
-    torch.testing.assert_close(found, expected, atol=ABSOLUTE, rtol=0)
 
 
 def test_every_pass_matches(case: Case, played: Played):
