@@ -4,7 +4,8 @@
 
 With CUDA: pinned copies as the baseline, the engine's streams, the slab pinned in the background. Without: copies of
 the host's memory, so the link is memcpy and shares the cores with everything else. Plain copy and engine take turns,
-and a share is the median over the turns. Prints markdown tables.
+and a share is the median over the turns. What the engine itself costs is measured over a link that copies nothing.
+Prints markdown tables.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
 from worldkv.memory.format import digests_of
-from worldkv.memory.lane import Copy, Direction
+from worldkv.memory.lane import Copy, Direction, Mark
 from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.device import DeviceTier
@@ -44,6 +45,8 @@ CHUNK_MIB = (2, 8, 32, 96)
 LARGEST_MIB = CHUNK_MIB[-1]
 LAYERS = 32
 TURNS = 5
+OVERHEAD_MIB = (2, 8)
+OVERHEAD_TRANSFERS = 2000
 DIRECTIONS: tuple[Direction, ...] = ("down", "up")
 
 Move = Callable[[], int]
@@ -163,6 +166,65 @@ def measure_rates(bench: Bench, hashers: Executor) -> tuple[list[Row], float]:
         if name == "down":
             digest_cost = _ratio(rates[f"engine/{LARGEST_MIB}"], rates[f"engine, digests/{LARGEST_MIB}"]) - 1
     return rows, digest_cost
+
+
+class FreeLink:
+    """Copies nothing and takes no time; also the end of each of its copies."""
+
+    def copy(self, destination_N: Tensor, source_N: Tensor, after: tuple[Mark, ...]) -> Mark:
+        """See `Link.copy`."""
+        return self
+
+    def done(self) -> bool:
+        """See `Mark.done`."""
+        return True
+
+    def wait(self) -> None:
+        """See `Mark.wait`."""
+
+    def hold_stream(self) -> None:
+        """See `Mark.hold_stream`."""
+
+
+def measure_overhead(bench: Bench, hashers: Executor) -> list[dict[str, Any]]:
+    """What a transfer down costs beside its copy, in microseconds, with the engine's threads and one that submits.
+
+    With digests: all but the hashing. The events that order a copy after its source are part of it, those of the link
+    are not.
+    """
+    rows = []
+    with TransferEngine(FreeLink(), FreeLink()) as transfers:
+        transfers.start()
+        for mib in OVERHEAD_MIB:
+            payload_LN = torch.ones((LAYERS, mib * MIB // LAYERS), dtype=torch.uint8, device=bench.device)
+            back_LN = torch.ones(payload_LN.shape, dtype=torch.uint8)
+            for digests in (None, hashers):
+                taken = [_overhead(transfers, (payload_LN, back_LN), digests) for _ in range(TURNS + 1)][1:]
+                wall, process, submitting = (statistics.median(times) for times in zip(*taken, strict=True))
+                what = "engine, digests" if digests else "engine"
+                rows.append({"what": what, "chunk_mib": mib, "wall_us": wall, "cpu_us": process})
+                rows[-1]["submitting_cpu_us"] = submitting
+    return rows
+
+
+def _overhead(transfers: TransferEngine, ends: tuple[Tensor, Tensor], hashers: Executor | None) -> tuple[float, ...]:
+    source_LN, destination_LN = ends
+    digests: list[Future[Any]] = []
+
+    def landed(layers: range) -> None:
+        assert hashers is not None
+        digests.append(hashers.submit(len, destination_LN[layers.start : layers.stop]))
+
+    clocks = (time.perf_counter, time.process_time, time.thread_time)
+    start = [clock() for clock in clocks]
+    copies = (
+        Copy(source_LN, destination_LN, "down", landed=landed if hashers else None) for _ in range(OVERHEAD_TRANSFERS)
+    )
+    for ticket in [transfers.submit(copy) for copy in copies]:
+        ticket.wait()
+    for digest in digests:
+        digest.result()
+    return tuple(1e6 * (clock() - began) / OVERHEAD_TRANSFERS for clock, began in zip(clocks, start, strict=True))
 
 
 def measure_memory(bench: Bench, hashers: Executor) -> list[Row]:
@@ -303,6 +365,7 @@ def run(device: torch.device, slab_bytes: int) -> dict[str, Any]:
     ):
         on_host.wait_pinned()
         bench = Bench(device, transfers, on_device, on_host, (16 if cuda else 1) * BASELINE_BYTES)
+        result["overhead"] = measure_overhead(bench, hashers)
         rows, result["digest_cost_ratio"] = measure_rates(bench, hashers)
         rows += measure_memory(bench, hashers)
         result["rates"] = [asdict(row) for row in rows]
@@ -317,6 +380,10 @@ def markdown(result: dict[str, Any]) -> str:
     for row in result["rates"]:
         spread = f"{row['gb_per_second']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
         lines.append(f"| {row['what']} | {row['direction']} | {row['chunk_mib']} | {spread} | {row['ratio']:.1%} |")
+    clocks = {"wall_us": "wall", "cpu_us": "CPU of all threads", "submitting_cpu_us": "CPU of the submitting thread"}
+    lines += ["", *_head("overhead per transfer, us", "chunk MiB", *clocks.values())]
+    for row in result["overhead"]:
+        lines.append(f"| {row['what']} | {row['chunk_mib']} | {' | '.join(f'{row[clock]:.1f}' for clock in clocks)} |")
     stages = {"encode": "encode", "down": "encode, down, sealed", "up": "up, verified", "decode": "decode"}
     lines += ["", *_head("codec", "chunk MiB", *(f"{name}, ms" for name in stages.values()))]
     for row in result["codecs"]:

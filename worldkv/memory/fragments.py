@@ -34,6 +34,9 @@ def fragments_of(layers: int, layer_bytes: int, host_address: int) -> list[Fragm
 
     Only a cut between two pinned pieces makes one shorter than a quarter of FRAGMENT_BYTES.
     """
+    nbytes = layers * layer_bytes
+    if nbytes <= FRAGMENT_BYTES and host_address % PIN_PIECE_BYTES + nbytes <= PIN_PIECE_BYTES:
+        return [Fragment(0, nbytes)]
     fragments: list[Fragment] = []
     for run in layer_runs(layers, layer_bytes):
         start, nbytes = run.start * layer_bytes, len(run) * layer_bytes

@@ -58,7 +58,10 @@ class Link(Protocol):
     """Copies in one direction, one after the other."""
 
     def copy(self, destination_N: Tensor, source_N: Tensor, after: tuple[Mark, ...]) -> Mark:
-        """Start copying once `after` is done; the mark says when it is over. Raises RuntimeError."""
+        """Start copying once `after` is done; the mark says when it is over. Raises RuntimeError.
+
+        Both are contiguous and of one shape: a fragment, or a whole payload [L, N] that is one.
+        """
         ...
 
 
@@ -108,13 +111,11 @@ class Ticket:
 
     def __init__(self, lane: Lane, copy: Copy, after: tuple[Mark, ...]) -> None:
         self.deadline, self.landed, self.after, self._lane = copy.deadline, copy.landed, after, lane
-        self._names = f"{copy.source_LN.device} to {copy.destination_LN.device}"
+        self._devices = copy.source_LN.device, copy.destination_LN.device
         layers, self.layer_bytes = copy.source_LN.shape
         host_LN = copy.destination_LN if copy.direction == "down" else copy.source_LN
         self.fragments = fragments_of(layers, self.layer_bytes, host_LN.data_ptr())
-        # Cut here, once, and not by the lane's thread: every tensor it makes is a chance to wait for Python's lock.
-        sizes = [fragment.stop - fragment.start for fragment in self.fragments]
-        self.targets, self.sources = (torch.split(x.view(-1), sizes) for x in (copy.destination_LN, copy.source_LN))
+        self.targets, self.sources = (_cut(x, self.fragments) for x in (copy.destination_LN, copy.source_LN))
         self.marks: list[Mark] = []
         """One for each fragment that is enqueued."""
         self.state: State = "queued"
@@ -152,7 +153,9 @@ class Ticket:
 
     def __str__(self) -> str:
         why = f": {self.fault}" if self.fault else ""
-        return f"transfer {self._names} {self.state}, {self.bytes_done} of {self.fragments[-1].stop} bytes done{why}"
+        source, destination = self._devices
+        done = f"{self.bytes_done} of {self.fragments[-1].stop} bytes done"
+        return f"transfer {source} to {destination} {self.state}, {done}{why}"
 
     def release(self) -> None:
         """Refer to no memory any more, once it has ended and nothing is in flight."""
@@ -165,6 +168,14 @@ class Ticket:
             raise TransferLate(str(self))
         if self.state in ("cancelled", "failed"):
             raise TransferError(str(self)) from self.fault
+
+
+def _cut(payload_LN: Tensor, fragments: list[Fragment]) -> tuple[Tensor, ...]:
+    # Once, not by the lane's thread, and not where one fragment is all: each tensor made may have to wait for Python's
+    # lock, and costs more than all else that a short transfer needs.
+    if len(fragments) == 1:
+        return (payload_LN,)
+    return torch.split(payload_LN.view(-1), [fragment.stop - fragment.start for fragment in fragments])
 
 
 class Lane:
@@ -192,7 +203,8 @@ class Lane:
 
     def submit(self, ticket: Ticket) -> None:
         """Queue it, once there is room. Raises TransferError on a closed lane."""
-        self._wait(self._room, lambda: self.offer(ticket, counted=False))
+        if not self.offer(ticket, counted=False):
+            self._wait(self._room, lambda: self.offer(ticket, counted=False))
 
     def offer(self, ticket: Ticket, *, counted: bool = True) -> bool:
         """Queue it if there is room, and say whether. Raises TransferError on a closed lane."""
@@ -215,6 +227,8 @@ class Lane:
     def wait_for(self, ticket: Ticket, ready: Callable[[], bool]) -> None:
         """Block until it holds of the ticket; `ready` is called under the lane's lock."""
         with self._lock:
+            if ready():
+                return
             ticket.watchers += 1
         try:
             self._wait(self._moved, ready)

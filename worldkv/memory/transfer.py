@@ -29,7 +29,7 @@ class TransferStats:
 
 
 class TransferEngine:
-    """Transfers of one device, as `open` makes it; the constructor's works inline, in `step` and in whatever waits."""
+    """Transfers of one device, as `open` makes it; until `start` one works inline, in `step` and in whatever waits."""
 
     def __init__(
         self, down: Link, up: Link, *, queue_limit: int = QUEUE_LIMIT, clock: Callable[[], float] = time.monotonic
@@ -43,9 +43,13 @@ class TransferEngine:
     def open(cls, device: torch.device, *, queue_limit: int = QUEUE_LIMIT) -> Self:
         """An engine with a stream and a thread each way; to be closed before the tiers it copies between."""
         engine = cls(link_of(device), link_of(device), queue_limit=queue_limit)
-        for direction, lane in engine._lanes.items():
-            lane.start(f"worldkv-transfer-{direction}")
+        engine.start()
         return engine
+
+    def start(self) -> None:
+        """Do the work in threads from now on, one each way."""
+        for direction, lane in self._lanes.items():
+            lane.start(f"worldkv-transfer-{direction}")
 
     def submit(self, copy: Copy) -> Ticket:
         """Queue the copy, blocking while the queue is full. Raises TransferError on a closed engine."""

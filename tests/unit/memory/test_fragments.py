@@ -28,3 +28,9 @@ def test_real_fragments_are_of_two_mebibytes_or_more(layers, layer_bytes, monkey
     assert min(2 << 20, layers * layer_bytes) <= min(sizes)
     assert max(sizes) <= 2 * FRAGMENT_BYTES
     assert [layer for run in layer_runs(layers, layer_bytes) for layer in run] == list(range(layers))
+
+
+@pytest.mark.parametrize(("address", "fragments"), [(0, [(0, 32)]), (32, [(0, 32)]), (33, [(0, 31), (31, 32)])])
+def test_a_short_payload_is_one_fragment_unless_it_lies_across_pinned_pieces(address, fragments, monkeypatch):
+    monkeypatch.setattr("worldkv.memory.fragments.PIN_PIECE_BYTES", 64)
+    assert fragments_of(4, 8, address) == fragments

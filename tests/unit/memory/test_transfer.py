@@ -250,6 +250,25 @@ def test_only_payloads_of_one_shape_are_copied():
         Copy(payload()[:, ::2], payload()[:, ::2], "up")
 
 
+def test_a_payload_that_is_one_fragment_is_copied_uncut():
+    copy = Copy(payload(layers=1), torch.zeros_like(payload(layers=1)), "down")
+    ticket = inline().submit(copy)
+    assert ticket.sources[0] is copy.source_LN
+    assert ticket.targets[0] is copy.destination_LN
+    ticket.wait()
+    assert copy.destination_LN.equal(copy.source_LN)
+
+
+def test_an_engine_works_inline_until_it_is_started():
+    copy = down()
+    with inline() as engine:
+        ticket = engine.submit(copy)
+        assert ticket.state == "queued"
+        engine.start()
+        ticket.wait()
+    assert copy.destination_LN.equal(copy.source_LN)
+
+
 def test_threads_do_the_same_work():
     with TransferEngine.open(CPU, queue_limit=2) as engine:
         copies = [down(seed) for seed in range(20)]
