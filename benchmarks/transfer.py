@@ -31,6 +31,7 @@ from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
 from worldkv.memory.format import digests_of
+from worldkv.memory.fragments import PIN_PIECE_BYTES
 from worldkv.memory.lane import Copy, Direction, Mark
 from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.store import ChunkMemory
@@ -189,15 +190,17 @@ class FreeLink:
 def measure_overhead(bench: Bench, hashers: Executor) -> list[dict[str, Any]]:
     """What a transfer down costs beside its copy, in microseconds, with the engine's threads and one that submits.
 
-    With digests: all but the hashing. The events that order a copy after its source are part of it, those of the link
-    are not.
+    Every payload is one fragment. With digests: all but the hashing. The events that order a copy after its source are
+    part of it, those of the link are not.
     """
-    rows = []
+    rows, room_N = [], _room(bench.on_host)
+    # Across the end of a pinned piece a payload would be two fragments.
+    aligned = -room_N.data_ptr() % PIN_PIECE_BYTES
     with TransferEngine(FreeLink(), FreeLink()) as transfers:
         transfers.start()
         for mib in OVERHEAD_MIB:
             payload_LN = torch.ones((LAYERS, mib * MIB // LAYERS), dtype=torch.uint8, device=bench.device)
-            back_LN = torch.ones(payload_LN.shape, dtype=torch.uint8)
+            back_LN = room_N[aligned : aligned + payload_LN.nbytes].view(payload_LN.shape)
             for digests in (None, hashers):
                 taken = [_overhead(transfers, (payload_LN, back_LN), digests) for _ in range(TURNS + 1)][1:]
                 wall, process, submitting = (statistics.median(times) for times in zip(*taken, strict=True))
