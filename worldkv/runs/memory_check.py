@@ -44,14 +44,8 @@ def check(
     for policy in policies:
         check_windows(memory, policy, policy.retrieved_chunks * chunk_bytes(geometry, policy))
     stored = max(chunk_bytes(geometry, policy) if policy.remembers else 0 for policy in policies)
-    _check_room(memory, model.device, stored * chunks * config.batch_sessions, probe or Probe())
-    _check_apart(config)
-    for place, tier in enumerate(memory.tiers):
-        with at_key(place, tier):
-            if tier.folder is not None:
-                folder.check(tier.folder, tier.name)
-            if tier.url is not None:
-                check_durable_tier(tier.name, tier.url)
+    check_room(memory, model.device, stored * chunks * config.batch_sessions, probe or Probe())
+    check_places(memory, "output.folder", config.output.folder)
 
 
 @contextmanager
@@ -93,8 +87,8 @@ def check_windows(memory: MemoryConfig, policy: MemoryPolicy, need: int) -> None
             )
 
 
-def _check_room(memory: MemoryConfig, device: torch.device, stored_bytes: int, probe: Probe) -> None:
-    """Slabs are taken whole; plain memory only as far as chunks of the run fill it."""
+def check_room(memory: MemoryConfig, device: torch.device, stored_bytes: int, probe: Probe) -> None:
+    """Slabs are taken whole; plain memory only as far as the `stored_bytes` of the run's chunks fill it."""
     slabs, left = device.type == "cuda", probe.host()
     for place, tier in enumerate(memory.tiers):
         if tier.outlives_the_process:
@@ -115,10 +109,21 @@ def _check_room(memory: MemoryConfig, device: torch.device, stored_bytes: int, p
             left = Headroom(left.nbytes - need, left.limit)
 
 
-def _check_apart(config: RunConfig) -> None:
-    """The output folder and those of tiers are each somebody's alone, with all that lies in them."""
-    taken: dict[str, Path] = {"output.folder": config.output.folder}
-    for place, tier in enumerate(config.memory.tiers):
+def check_places(memory: MemoryConfig, key: str, written: Path) -> None:
+    """Every tier's place can be claimed, and is apart from the others and from what is `written` under `key`."""
+    _check_apart(memory, key, written)
+    for place, tier in enumerate(memory.tiers):
+        with at_key(place, tier):
+            if tier.folder is not None:
+                folder.check(tier.folder, tier.name)
+            if tier.url is not None:
+                check_durable_tier(tier.name, tier.url)
+
+
+def _check_apart(memory: MemoryConfig, key: str, written: Path) -> None:
+    """What the run writes and the folders of tiers are each somebody's alone, with all that lies in them."""
+    taken = {key: written}
+    for place, tier in enumerate(memory.tiers):
         if tier.folder is not None:
             taken[f"memory.tiers.{place}.folder"] = tier.folder
         if tier.url is not None and (local := folder_of(tier.url)) is not None:

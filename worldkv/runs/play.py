@@ -28,6 +28,7 @@ from worldkv.camera import (
 from worldkv.dataset.video import EncoderOptions, encode
 from worldkv.errors import CheckpointError, ConfigError, OutputError, TrajectoryError
 from worldkv.memory.policy import MemoryPolicy, parse_policy
+from worldkv.memory.store import ChunkMemory
 from worldkv.models.checkpoint import sole_tensor
 from worldkv.models.lingbot.camera import longest_step
 from worldkv.models.published import Published, Size, named, open_model, random_model
@@ -36,9 +37,9 @@ from worldkv.models.wan.pictures import refuse_other_aspect
 from worldkv.models.wan.shape import TextShape
 from worldkv.rollout import ChunkRecord, rollout
 from worldkv.runs.memory import open_memory
-from worldkv.runs.memory_check import check_windows, chunk_bytes
+from worldkv.runs.memory_check import Probe, check_places, check_room, check_windows, chunk_bytes
 from worldkv.runs.play_config import PlayConfig, PlayedModel, PlayInputs
-from worldkv.session import open_session
+from worldkv.session import Session, open_session
 
 KEY_FRAME_EVERY = 8
 Progress = Callable[[str, int, int], None]
@@ -64,7 +65,7 @@ class Played:
     seconds: float
 
 
-def play(config: PlayConfig, *, progress: Progress) -> Played:
+def play(config: PlayConfig, *, progress: Progress, probe: Probe | None = None) -> Played:
     """Roll out the world and write its video. Raises a WorldKVError for whatever is wrong with the configuration."""
     if config.video.exists():
         raise OutputError(f"{config.video}: already exists")
@@ -72,9 +73,12 @@ def play(config: PlayConfig, *, progress: Progress) -> Played:
     policy = parse_policy(config.policy or published.policy)
     check_window(published, policy)
     settings = published.settings(config.model.size)
-    geometry = geometry_of(published.shape(config.model.size), settings)
-    check_windows(config.memory, policy, policy.retrieved_chunks * chunk_bytes(geometry, policy))
+    stored = chunk_bytes(geometry_of(published.shape(config.model.size), settings), policy)
+    check_windows(config.memory, policy, policy.retrieved_chunks * stored)
     inputs = read_inputs(published, config.model.size, config.inputs)
+    chunks = len(inputs.trajectory) // (settings.chunk_latent_frames * WanModel.video_frames_per_latent)
+    check_room(config.memory, _device(), stored * chunks if policy.remembers else 0, probe or Probe())
+    check_places(config.memory, "video", config.video)
     progress("loading the weights", 0, 1)
     model = _open(published, config.model)
     started = time.perf_counter()
@@ -90,17 +94,34 @@ def _records(
     model: WanModel, inputs: Inputs, policy: MemoryPolicy, config: PlayConfig, progress: Progress
 ) -> list[ChunkRecord]:
     records: list[ChunkRecord] = []
-    with closing(open_memory(config.memory, model)) as memory:
-        session = open_session(model, memory, policy, inputs.trajectory, seed=config.seed, context=inputs.context)
+    with (
+        closing(open_memory(config.memory, model)) as memory,
+        closing(_session(model, memory, policy, inputs, config)) as session,
+    ):
         for (record,) in rollout(model, [session], levels=model.schedule):
             records.append(record)
             progress(model.name, len(records), session.chunks)
-        session.close()
     return records
 
 
+def _session(model: WanModel, memory: ChunkMemory, policy: MemoryPolicy, inputs: Inputs, config: PlayConfig) -> Session:
+    return open_session(
+        model,
+        memory,
+        policy,
+        inputs.trajectory,
+        seed=config.seed,
+        tenant=config.memory.tenant,
+        context=inputs.context,
+    )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _open(published: Published, wanted: PlayedModel) -> WanModel:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if wanted.folder is not None:
         return open_model(wanted.folder, published, device=device, dtype=dtype, quick_decoder=wanted.quick_decoder)

@@ -11,7 +11,10 @@ from worldkv.camera import Action, Trajectory, save_trajectory
 from worldkv.config import load_as
 from worldkv.dataset.video import decode
 from worldkv.errors import CheckpointError, ConfigError, ModelError, OutputError, TrajectoryError, WorldKVError
+from worldkv.memory.tiers.headroom import Headroom
+from worldkv.memory.tiers.survey import survey
 from worldkv.models.matrix_game.vocabulary import trajectory_of
+from worldkv.runs.memory_check import Probe
 from worldkv.runs.play import play
 from worldkv.runs.play_config import PlayConfig
 
@@ -46,12 +49,14 @@ def silent(name: str, done: int, of: int) -> None:
 
 
 @pytest.mark.parametrize("model", ["lingbot-world-fast", "lingbot-world-2", "matrix-game-2-gta-drive"])
-def test_a_world_is_played_with_memory_into_a_video(make, model: str):
-    config = make(model=model, frames=96)
+def test_a_world_is_played_with_its_tenants_memory_into_a_video(make, model: str, tmp_path: Path):
+    tier = f"{{name: disk, capacity_mib: 64, folder: {tmp_path / 'disk'}, keep: true}}"
+    config = make("memory.tenant=studio", f"memory.tiers=[{tier}]", model=model, frames=96)
     made = play(config, progress=silent)
     per_chunk = 16 if model == "lingbot-world-2" else 12
     assert made.chunks == 96 // per_chunk
     assert made.retrieved > 0
+    assert survey(tmp_path / "disk").tenants.keys() == {"studio"}
     assert decode(config.video, 25 if "matrix" in model else 16).shape == (96 - 3, 64, 96, 3)
 
 
@@ -126,6 +131,21 @@ class TestRefusals:
         assert "its window is 33 latent frames, lingbot-world-fast knows 27" in said
         small = make("memory.tiers=[{name: host, capacity_mib: 1}]", "model.size=full")
         assert "memory.tiers.0.capacity_mib = 1" in self.fault(small, ConfigError)
+
+    def test_a_tier_that_lies_where_others_do(self, make, tmp_path: Path):
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "cat.jpg").touch()
+        tier = "memory.tiers=[{{name: disk, capacity_mib: 4096, folder: {}}}]"
+        said = self.fault(make(tier.format(tmp_path / "photos")), ConfigError)
+        assert said.startswith(f"memory.tiers.0.folder = {tmp_path / 'photos'}: ")
+        assert "'cat.jpg', which no tier wrote" in said
+        said = self.fault(make(tier.format(tmp_path / "tier"), f"video={tmp_path / 'tier' / 'a.mp4'}"), ConfigError)
+        assert said.startswith(f"video = {tmp_path / 'tier' / 'a.mp4'}: lies in memory.tiers.0.folder")
+
+    def test_a_memory_larger_than_the_machines(self, make):
+        full = Probe(lambda: Headroom(0, "a full machine"), lambda device: Headroom(0, "a full device"))
+        with pytest.raises(ConfigError, match=r"memory.tiers.0.capacity_mib = 1024: .* only 0 MiB can be had"):
+            play(make(), progress=silent, probe=full)
 
     def test_a_video_that_is_there_already(self, make):
         config = make()
