@@ -20,11 +20,13 @@ from worldkv.models.rooms.layout import UNTRAINED_SEEDS
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys of a configuration: unknown ones are refused, each is described by the string beneath it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which weights, where."""
 
     name: Literal["rooms"] = "rooms"
@@ -35,7 +37,7 @@ class ModelConfig(_Section):
     """Auto takes a CUDA device when there is one."""
 
 
-class WorldsConfig(_Section):
+class WorldsConfig(Section):
     """Which procedural worlds."""
 
     count: int = Field(3, ge=1, strict=True)
@@ -50,7 +52,7 @@ class WorldsConfig(_Section):
         return self
 
 
-class TrajectoryConfig(_Section):
+class TrajectoryConfig(Section):
     """Where the camera goes in each world."""
 
     kind: Literal["back", "roam", "wander", "notation", "files"] = "back"
@@ -85,7 +87,7 @@ PLACES = {"disk": "folder", "durable": "url"}
 Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
-class TierConfig(_Section):
+class TierConfig(Section):
     """One tier of the chunk memory."""
 
     name: TierName
@@ -142,7 +144,7 @@ class TierConfig(_Section):
         return self
 
 
-class ShareConfig(_Section):
+class ShareConfig(Section):
     """One tenant's part of one tier."""
 
     tenant: Tenant
@@ -164,7 +166,7 @@ class ShareConfig(_Section):
         return self
 
 
-class MemoryConfig(_Section):
+class MemoryConfig(Section):
     """The chunk memory that all sessions of a run share."""
 
     tenant: Tenant = "default"
@@ -210,7 +212,7 @@ class MemoryConfig(_Section):
         return self
 
 
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """How latents are denoised."""
 
     denoise_steps: int = Field(4, ge=1, le=64, strict=True)
@@ -221,7 +223,7 @@ class SamplingConfig(_Section):
     """All noise is a function of this seed, the world and the chunk."""
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """What is left behind."""
 
     folder: Path = Path("runs/rollout")
@@ -232,7 +234,7 @@ class OutputConfig(_Section):
     """True stores videos with ffv1: exact pixels, several times larger, plays in no browser."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: worlds x policies along one kind of trajectory."""
 
     model: ModelConfig = ModelConfig()

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from worldkv.config import MemoryConfig
+from worldkv.config import MemoryConfig, Section
 from worldkv.memory.policy import parse_policy
 from worldkv.models.published import published
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class PlayedModel(_Section):
+class PlayedModel(Section):
     """Which weights, from where."""
 
     name: str
@@ -48,7 +44,7 @@ class PlayedModel(_Section):
         return self
 
 
-class PlayInputs(_Section):
+class PlayInputs(Section):
     """What a world starts from."""
 
     image: Path
@@ -59,7 +55,7 @@ class PlayInputs(_Section):
     """Folder with poses.npy and intrinsics.npy, or a notation such as R_L90_96."""
 
 
-class PlayConfig(_Section):
+class PlayConfig(Section):
     """One rollout of one world."""
 
     model: PlayedModel
