@@ -260,6 +260,11 @@ class ChunkReader:
             self._check(first, part_LN)
         return self.header.part(start, stop, payload_LN)
 
+    def verify(self) -> None:
+        """Read all layers and keep none: a chunk may be larger than what memory is free. Raises ChunkCorrupt."""
+        for layer in range(self.header.shape[0]):
+            self.read(layer, layer + 1)
+
     def _check(self, first: int, part_LN: Tensor) -> None:
         for layer, found in enumerate(digests_of(part_LN), first):
             if found != (expected := self.header.layer_digests[layer]):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,12 +29,9 @@ from worldkv.memory.format import Source
 from worldkv.memory.tiers.filesystem import Disk, FileFound
 from worldkv.memory.tiers.folder import QUARANTINE, SUBFOLDERS, claim
 from worldkv.memory.tiers.ledger import Ledger
-from worldkv.memory.tiers.names import NAME_FILE, Names, name_file
+from worldkv.memory.tiers.names import CHUNK_NAME, NAME_FILE, PART_NAME, PART_SUFFIX, SUFFIX, Names, name_file
 from worldkv.memory.tiers.quarantine import Quarantine
 
-SUFFIX, PART_SUFFIX = ".wkv", ".part"
-CHUNK_NAME = re.compile(r"([0-9a-f]{32})\.wkv")
-PART_NAME = re.compile(r"[0-9a-f]{32}\.part")
 PAGE_BYTES = 4096
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -154,9 +150,7 @@ class DiskTier:
             raise TransferError(
                 f"tier {self.name}: chunk {chunk_id} cannot be read from {path}: {_reason(fault)}"
             ) from fault
-        if chunk.id != chunk_id:
-            raise ChunkCorrupt(f"tier {self.name}, {path}: chunk {chunk_id} expected, {chunk.id} found")
-        return chunk
+        return asked_for(chunk_id, chunk, f"tier {self.name}, {path}")
 
     def remove(self, chunk_id: str) -> None:
         """Delete the chunk's file; raises TransferError where that fails, and the chunk is then still here."""
@@ -212,12 +206,7 @@ class DiskTier:
             return [*faults, f"tier {self.name}: folder {self.folder} cannot be listed: {_reason(fault)}"]
         faults += [f"tier {self.name}: chunk {i} is booked and has no file" for i in sorted(held - lying)]
         faults += [f"tier {self.name}: {self._path(i)} is in no book" for i in sorted(lying - held)]
-        if self._aside.used_bytes + self.used_bytes > self.capacity_bytes:
-            faults.append(
-                f"tier {self.name}: {self.used_bytes} bytes used and {self._aside.used_bytes} in quarantine, "
-                f"capacity {self.capacity_bytes}"
-            )
-        return faults
+        return faults + self._aside.faults(self._books)
 
     def close(self) -> None:
         """Let other processes have the folder; the chunks stay."""
@@ -323,6 +312,13 @@ def verified(chunk: KVChunk, tier: str) -> KVChunk:
     except ChunkCorrupt as fault:
         raise TransferError(f"tier {tier}: chunk {chunk.id} was damaged before it came here: {fault}") from fault
     return chunk
+
+
+def asked_for(chunk_id: str, found: KVChunk, label: str) -> KVChunk:
+    """What was found, if it is the chunk of this id. Raises ChunkCorrupt."""
+    if found.id != chunk_id:
+        raise ChunkCorrupt(f"{label}: chunk {chunk_id} expected, {found.id} found")
+    return found
 
 
 def _pages(size_bytes: int) -> int:

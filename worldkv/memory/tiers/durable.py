@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,21 +23,18 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from worldkv.errors import ChunkCorrupt, ChunkNotFound, ConfigError, OutputError, TransferError, WorldKVError
+from worldkv.errors import ChunkNotFound, ConfigError, OutputError, TransferError, WorldKVError
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.format import PAYLOAD_ALIGNMENT, Buffer
 from worldkv.memory.tier import Tier
 from worldkv.memory.tiers import folder
-from worldkv.memory.tiers.disk import DiskTier, verified
+from worldkv.memory.tiers.disk import DiskTier, asked_for, verified
 from worldkv.memory.tiers.folder import MARKER, MARKER_PART, QUARANTINE, VERSION, WHAT
 from worldkv.memory.tiers.ledger import Ledger
-from worldkv.memory.tiers.names import NAME_FILE, Names, name_file
+from worldkv.memory.tiers.names import CHUNK_NAME, NAME_FILE, PART_NAME, PART_SUFFIX, SUFFIX, Names, name_file
 from worldkv.memory.tiers.quarantine import Quarantine
 
-SUFFIX, PART_SUFFIX = ".wkv", ".part"
 LOCAL_PROTOCOLS = ("file", "local")
-OBJECT_NAME = re.compile(r"([0-9a-f]{32})\.wkv")
-PART_NAME = re.compile(r"[0-9a-f]{32}\.part")
 # Of these an object is seen whole or not at all.
 WHOLE_OBJECT_STORES = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 # As stores call the time of the last write.
@@ -164,21 +160,17 @@ class DurableTier:
         path = self._path(chunk_id)
         with self._reported(f"chunk {chunk_id} cannot be read from {path}", absent=ChunkNotFound):
             data = self._store.cat_file(path)
-        return self._checked(chunk_id, KVChunk.read(Buffer(data, f"tier {self.name}, {path}")))
+        label = f"tier {self.name}, {path}"
+        return asked_for(chunk_id, KVChunk.read(Buffer(data, label)), label)
 
     def outline(self, chunk_id: str) -> KVChunk:
         """Read and verify the chunk's header. See `Survives`."""
         self._books.require(chunk_id)
         path = self._path(chunk_id)
-        source = _Object(
-            f"tier {self.name}, {path}",
-            self._books.size_bytes(chunk_id),
-            self._store,
-            path,
-            self._heads.pop(chunk_id, b""),
-        )
+        label, head = f"tier {self.name}, {path}", self._heads.pop(chunk_id, b"")
+        source = _Object(label, self._books.size_bytes(chunk_id), self._store, path, head)
         with self._reported(f"chunk {chunk_id} cannot be read from {path}", absent=ChunkNotFound):
-            return self._checked(chunk_id, KVChunk.outline(source))
+            return asked_for(chunk_id, KVChunk.outline(source), label)
 
     def expect(self, chunk_ids: Iterable[str]) -> None:
         """See `Survives`. Blocks for one round of requests, which the store's client sends all at once if it can."""
@@ -198,12 +190,6 @@ class DurableTier:
             with self._reported(f"name {name} of chunk {chunk_id} cannot be kept"):
                 self._store.pipe_file(f"{self.root}/{name_file(chunk_id, name)}", b"")
             self._names.add(chunk_id, [name])
-
-    def _checked(self, chunk_id: str, chunk: KVChunk) -> KVChunk:
-        path = self._path(chunk_id)
-        if chunk.id != chunk_id:
-            raise ChunkCorrupt(f"tier {self.name}, {path}: chunk {chunk_id} expected, {chunk.id} found")
-        return chunk
 
     def remove(self, chunk_id: str) -> None:
         """Delete the chunk's object; raises TransferError where that fails, and the chunk is then still here."""
@@ -230,13 +216,7 @@ class DurableTier:
 
     def check(self) -> list[str]:
         """Faults in the tier's own books; asks the store nothing."""
-        faults = self._books.faults()
-        if self._aside.used_bytes + self.used_bytes > self.capacity_bytes:
-            faults.append(
-                f"tier {self.name}: {self.used_bytes} bytes used and {self._aside.used_bytes} in quarantine, "
-                f"capacity {self.capacity_bytes}"
-            )
-        return faults
+        return self._books.faults() + self._aside.faults(self._books)
 
     def close(self) -> None:
         """Nothing is held here."""
@@ -280,16 +260,16 @@ class DurableTier:
         with self._reported(f"{self.root} cannot be listed"):
             listed = self._store.find(self.root, detail=True)
         names: list[tuple[str, str]] = []
-        prefix, shelves = f"{self.root}/".lstrip("/"), {"": OBJECT_NAME, f"{QUARANTINE}/": OBJECT_NAME}
-        found: dict[str, list[tuple[float, str, int]]] = {shelf: [] for shelf in shelves}
+        prefix = f"{self.root}/".lstrip("/")
+        found: dict[str, list[tuple[float, str, int]]] = {"": [], QUARANTINE: []}
         for path, about in listed.items():
-            shelf, slash, name = path.lstrip("/").removeprefix(prefix).rpartition("/")
+            shelf, _, name = path.lstrip("/").removeprefix(prefix).rpartition("/")
             if not shelf and PART_NAME.fullmatch(name):
                 self._delete(path)
             elif not shelf and (named := NAME_FILE.fullmatch(name)):
                 names.append((named[1], named[2]))
-            elif shelf + slash in shelves and OBJECT_NAME.fullmatch(name):
-                found[shelf + slash].append((_written(about), name, int(about["size"])))
+            elif shelf in found and CHUNK_NAME.fullmatch(name):
+                found[shelf].append((_written(about), name, int(about["size"])))
         chunks = sorted(found[""])
         surplus = sum(size for _, _, size in chunks) - self.capacity_bytes
         while surplus > 0:
@@ -298,7 +278,7 @@ class DurableTier:
             surplus -= size
         self._books.adopt((name.removesuffix(SUFFIX), size) for _, name, size in chunks)
         self._scan_names(names)
-        aside = [(name, size) for _, name, size in sorted(found[f"{QUARANTINE}/"])]
+        aside = [(name, size) for _, name, size in sorted(found[QUARANTINE])]
         self._aside.adopt(aside, self.capacity_bytes - self.used_bytes)
 
     def _scan_names(self, found: Iterable[tuple[str, str]]) -> None:

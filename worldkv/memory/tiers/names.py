@@ -1,7 +1,8 @@
-"""Further ids under which a stored chunk is asked for: the ones it had with more detail.
+"""What files and objects of a tier are called: chunks, unfinished writes, and further ids of chunks.
 
-Each is one empty file or object beside the chunk, named after both: it comes into being whole, takes up no bytes, and
-is found by the listing that finds the chunk. One that outlived its chunk names nothing, and goes at the next start.
+A further id is one under which a stored chunk is asked for: that which it had with more detail. It is one empty file or
+object beside the chunk, named after both: it comes into being whole, takes up no bytes, and is found by the listing
+that finds the chunk. One that outlived its chunk names nothing, and goes at the next start.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+SUFFIX, PART_SUFFIX = ".wkv", ".part"
+CHUNK_NAME = re.compile(r"([0-9a-f]{32})\.wkv")
+PART_NAME = re.compile(r"[0-9a-f]{32}\.part")
 NAME_FILE = re.compile(r"([0-9a-f]{32})\.([0-9a-f]{32})\.name")
 CHUNK_ID = re.compile(r"[0-9a-f]{32}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
+from worldkv.memory.tiers.ledger import Ledger
+
 # Enough to find out what damages a store's chunks; more only keeps others out.
 QUARANTINE_FILES = 16
 QUARANTINE_BYTES = 256 * 2**20
@@ -45,3 +47,10 @@ class Quarantine:
                 oldest = next(iter(self._sizes))
                 self._delete(oldest)
                 del self._sizes[oldest]
+
+    def faults(self, books: Ledger) -> list[str]:
+        """Where what is set aside and what the tier's books hold pass its capacity together."""
+        aside, used = self.used_bytes, books.used_bytes
+        if aside + used <= books.capacity_bytes:
+            return []
+        return [f"tier {books.tier}: {used} bytes used and {aside} in quarantine, capacity {books.capacity_bytes}"]
