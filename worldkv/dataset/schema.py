@@ -11,7 +11,6 @@ from worldkv.dataset.video import EncoderOptions
 from worldkv.errors import DatasetError
 
 MetadataType = Literal["int", "float", "str"]
-PYTHON_TYPES: dict[MetadataType, type] = {"int": int, "float": float, "str": str}
 
 STATE, POSE, INTRINSICS = "observation.state", "observation.pose", "observation.intrinsics"
 ACTION, RETRIEVED = "action", "memory.retrieved_chunks"

@@ -74,7 +74,6 @@ class Entry:
     """Found in a tier at start-up, and asked for by nobody since."""
     uses: int = 0
     last_use: int = 0
-    reductions: int = 0
     copies: dict[int, Copy] = field(default_factory=dict)
     """Tier -> its copy; empty: lost."""
     left: dict[int, str] = field(default_factory=dict)

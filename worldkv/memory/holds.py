@@ -28,9 +28,6 @@ class Leases:
         self._queue: list[tuple[float, int]] = []
         self._numbers = itertools.count(1)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def start(self, entries: list[Entry], until: float) -> int:
         """The number of a new lease on these."""
         number = next(self._numbers)

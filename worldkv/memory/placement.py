@@ -341,7 +341,6 @@ class Placement:
         entry, small_cost = self._become(entry, small), self.tiers[level].cost_bytes(small)
         self._catalogue.enter(entry, level, small_cost)
         self.keep_names(entry)
-        entry.reductions += 1
         self._books.events["reduced"] += 1
         return cost - small_cost
 

@@ -144,18 +144,14 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _share(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError("must be a number above 0 and at most 1") from None
+def _number(allowed: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"must be {allowed}") from None
 
-
-def _length(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError("must be a length in world units, above 0") from None
+    return parse
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -174,10 +170,10 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "live_latent_frames": _whole_number,
     "sink_latent_frames": _whole_number,
     "ranking": _one_of(*get_args(Ranking)),
-    "sight": _length,
+    "sight": _number("a length in world units, above 0"),
     "positions": _one_of("original", "rebased"),
     "codec": _one_of(*CODECS),
-    "keep": _share,
+    "keep": _number("a number above 0 and at most 1"),
     "rule": _one_of("centroid", "nearest"),
 }
 _OF_STORED_CHUNKS = ("ranking", "sight", "codec", "keep", "rule")
