@@ -108,10 +108,15 @@ def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def write_text(path: Path, text: str) -> None:
+    """As `write_whole`."""
+    write_whole(path, text.encode())
+
+
+def write_whole(path: Path, contents: bytes) -> None:
     """Replace the file's content at once or not at all; on the disk on return. Raises OutputError."""
     partial = _partial(path)
     try:
-        write_file(partial, text.encode())
+        write_file(partial, contents)
         publish(partial, path)
     except OSError as fault:
         raise OutputError(f"{path}: cannot be written: {fault.strerror or fault}") from fault

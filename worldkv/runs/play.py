@@ -36,10 +36,12 @@ from worldkv.models.wan.model import WanModel, geometry_of
 from worldkv.models.wan.pictures import refuse_other_aspect
 from worldkv.models.wan.shape import TextShape
 from worldkv.rollout import ChunkRecord, rollout
+from worldkv.runs.folder import write_whole
 from worldkv.runs.memory import open_memory
 from worldkv.runs.memory_check import Probe, check_places, check_room, check_windows, chunk_bytes
 from worldkv.runs.play_config import PlayConfig, PlayedModel, PlayInputs
 from worldkv.session import Session, open_session
+from worldkv.writable import check_writable
 
 KEY_FRAME_EVERY = 8
 Progress = Callable[[str, int, int], None]
@@ -67,8 +69,7 @@ class Played:
 
 def play(config: PlayConfig, *, progress: Progress, probe: Probe | None = None) -> Played:
     """Roll out the world and write its video. Raises a WorldKVError for whatever is wrong with the configuration."""
-    if config.video.exists():
-        raise OutputError(f"{config.video}: already exists")
+    check_video(config.video)
     published = named(config.model.name)
     policy = parse_policy(config.policy or published.policy)
     check_window(published, policy)
@@ -86,8 +87,18 @@ def play(config: PlayConfig, *, progress: Progress, probe: Probe | None = None) 
     frames: NDArray[np.uint8] = np.concatenate([record.frames_FHWC for record in records])
     seconds = time.perf_counter() - started
     config.video.parent.mkdir(parents=True, exist_ok=True)
-    config.video.write_bytes(encode(frames, published.video_fps, EncoderOptions(gop=KEY_FRAME_EVERY)))
+    write_whole(config.video, encode(frames, published.video_fps, EncoderOptions(gop=KEY_FRAME_EVERY)))
     return Played(len(records), sum(len(record.retrieved) for record in records), seconds)
+
+
+def check_video(video: Path) -> None:
+    """Raise OutputError where the video is there already, or cannot be written."""
+    if video.exists():
+        raise OutputError(f"{video}: already exists")
+    try:
+        check_writable(video.parent)
+    except OSError as fault:
+        raise OutputError(f"{video}: cannot be written: {fault.strerror or fault}") from fault
 
 
 def _records(

@@ -1,5 +1,7 @@
+import errno
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,6 +69,21 @@ def test_the_same_seed_makes_the_same_video(make, tmp_path: Path):
         play(config, progress=silent)
         films.append(config.video.read_bytes())
     assert films[0] == films[1] != films[2]
+
+
+def test_a_full_disk_is_one_output_error_and_leaves_no_half_of_a_video(make, monkeypatch: pytest.MonkeyPatch):
+    record = SimpleNamespace(frames_FHWC=np.zeros((4, 64, 96, 3), np.uint8), retrieved=())
+    monkeypatch.setattr("worldkv.runs.play.random_model", lambda *_, **__: None)
+    monkeypatch.setattr("worldkv.runs.play._records", lambda *_: [record])
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("worldkv.dataset.durable.os.fsync", full)
+    config = make()
+    with pytest.raises(OutputError, match=r"made\.mp4: cannot be written: No space left on device"):
+        play(config, progress=silent)
+    assert not [path for path in config.video.parent.iterdir() if "mp4" in path.name]
 
 
 @pytest.mark.parametrize("path", CHECKED_IN, ids=lambda path: path.name)
@@ -151,6 +168,11 @@ class TestRefusals:
         config = make()
         config.video.touch()
         assert "already exists" in self.fault(config, OutputError)
+
+    def test_a_video_in_a_place_that_cannot_be_written(self, make, tmp_path: Path):
+        (tmp_path / "notes").touch()
+        said = self.fault(make(f"video={tmp_path / 'notes' / 'made.mp4'}"), OutputError)
+        assert said == f"{tmp_path / 'notes' / 'made.mp4'}: cannot be written: {tmp_path / 'notes'} is a file"
 
     @pytest.mark.parametrize(
         ("change", "message"),
