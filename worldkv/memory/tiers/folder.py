@@ -37,8 +37,6 @@ def claim(folder: Path, tier: str, disk: Disk) -> int:
         _check_owner(folder, tier)
         lock = _lock(folder, tier)
     except OSError as fault:
-        if isinstance(fault, OutputError):
-            raise
         raise _unusable(folder, tier, fault) from fault
     claimed = False
     try:
