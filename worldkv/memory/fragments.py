@@ -9,7 +9,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
-# Large beside the cost of enqueueing it, small beside a chunk; not tuned on a GPU yet.
+# Large beside the cost of enqueueing it, small beside a chunk: four of them reach nine tenths of the link of an H100
+# (benchmarks/transfer_h100_202611.md).
 FRAGMENT_BYTES = 8 * 2**20
 # Host memory is pinned in pieces that start at multiples of this; one copy must not cross from piece to piece. Other
 # calls of the driver may have to wait while one is pinned, so it is small.
