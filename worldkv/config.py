@@ -6,6 +6,7 @@ A configuration is checked completely before anything runs; the resolved one is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -310,12 +311,21 @@ def _override(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as fault:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from fault
+    part: Any = content
     *sections, last = key.split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise ConfigError(f"--set {override}: {section} is not a section")
-    content[last] = value
+    for section, name in pairwise([*sections, last]):
+        place = _place(part, section)
+        part = part.setdefault(place, {}) if isinstance(part, dict) else part[place]
+        if _place(part, name) is None:
+            raise ConfigError(f"--set {override}: {section} is not a section, nor a list with an entry {name}")
+    part[_place(part, last)] = value
+
+
+def _place(part: object, name: str) -> str | int | None:
+    """The key or index that `name` stands for; None where there is no such place."""
+    if isinstance(part, dict):
+        return name
+    return int(name) if isinstance(part, list) and name.isdecimal() and int(name) < len(part) else None
 
 
 def _first_fault(fault: ValidationError, schema: type[BaseModel]) -> str:

@@ -224,6 +224,20 @@ def test_an_override_below_a_value_is_refused():
         load(None, ["history=own", "history.x=1"])
 
 
+def test_an_override_reaches_an_entry_of_a_list():
+    tiers = "memory.tiers=[{name: device, capacity_mib: 1}, {name: host, capacity_mib: 2}]"
+    config = load(None, [tiers, "memory.tiers.1.capacity_mib=3", "memory.tiers.0.eviction=pose"])
+    assert [tier.capacity_mib for tier in config.memory.tiers] == [1, 3]
+    assert [tier.eviction for tier in config.memory.tiers] == ["pose", "lru"]
+
+
+@pytest.mark.parametrize("entry", ["2", "x", "-1"])
+def test_an_override_of_an_entry_that_is_not_there_is_refused(entry):
+    tiers = "memory.tiers=[{name: device, capacity_mib: 1}, {name: host, capacity_mib: 2}]"
+    with pytest.raises(ConfigError, match=f"tiers is not a section, nor a list with an entry {entry}"):
+        load(None, [tiers, f"memory.tiers.{entry}.capacity_mib=3"])
+
+
 def test_an_override_that_is_no_yaml_is_refused():
     with pytest.raises(ConfigError, match=r"--set policies=\[: the value is not valid YAML"):
         load(None, ["policies=["])

@@ -81,6 +81,7 @@ def play_model(
     `worldkv models play configs/play/lingbot-fast_1xh200.yaml --set inputs.image=first.png`
     """
     from worldkv.cli.progress import bar
+    from worldkv.cli.stopping import stoppable
     from worldkv.config import load_as
     from worldkv.runs import play
     from worldkv.runs.play_config import PlayConfig
@@ -89,7 +90,7 @@ def play_model(
     if random_weights is not None:
         overrides += ["model.folder=null", f"model.random_weights={random_weights}"]
     resolved = load_as(PlayConfig, config, overrides)
-    with bar(1) as progress:
+    with stoppable("no video was written"), bar(1) as progress:
         made = play.play(resolved, progress=progress.step)
         progress.advance()
     typer.echo(f"made     {made.chunks} chunks, {made.retrieved} chunks retrieved, {made.seconds:.1f} s")

@@ -75,6 +75,16 @@ class Placement:
         self._books.events["dropped"] += 1
         return False
 
+    def place_near(self, entry: Entry, chunk: KVChunk) -> None:
+        """Into tier 0 as well, where only tiers that keep copies hold it: after a restart they gave headers alone."""
+        kept = all(self.rules[level].keeps_copies for level in entry.copies)
+        if kept and entry.id == chunk.id and chunk.epoch == self.epoch:
+            entry.pins += 1  # the copy stays while room is made
+            try:
+                self._enter(entry, chunk, 0)
+            finally:
+                entry.pins -= 1
+
     def bring(self, entry: Entry, level: int, deadline: float) -> KVChunk | None:
         """The chunk of tier `level`, moved to tier 0 if that can take it; None where it could not be read.
 

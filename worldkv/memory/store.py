@@ -109,6 +109,7 @@ class ChunkMemory:
                 self._books.events["dropped"] += 1
         else:
             self._placement.keep_names(entry)
+            self._placement.place_near(entry, chunk)
         return known_as or chunk.id
 
     def admit_dropped(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:

@@ -43,7 +43,7 @@ MARGIN, GAP, BORDER, FOOT = 20, 14, 4, 34
 HEAD, BOTTOM = 138, 62
 # A laptop screen shows about 720 pixels of a page, so more rows mean smaller panels.
 PANEL_OF_ROWS = {1: 232, 2: 208, 3: 172}
-WIDEST = 960
+WIDEST, NARROWEST = 960, 560
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Canvas:
         names = policies(result)
         rows, columns = len(look.worlds), len(names) + 1
         self.result, self.look, self.policies = result, look, names
-        self.panel = look.panel or min(PANEL_OF_ROWS.get(rows, 172), WIDEST // columns)
+        self.panel = look.panel or min(max(PANEL_OF_ROWS.get(rows, 172), NARROWEST // columns), WIDEST // columns)
         height, width = look.worlds[0].truth_FHWC.shape[1:3]
         self.panel_height = round(self.panel * height / width)
         self.size = (
@@ -112,9 +112,15 @@ class Canvas:
         return picture
 
     def _legend(self, pen: ImageDraw.ImageDraw) -> None:
-        parts = [LEGEND, *((f"{mark} {words}", colour) for mark, colour, words in VERDICTS)]
-        room = self.size[0] - 2 * MARGIN - 14 * (len(parts) - 1)
-        size = max((s for s in (12, 11, 10, 9) if sum(self._width(w, s) for w, _ in parts) <= room), default=8)
+        marks = [(f"{mark} {words}", colour) for mark, colour, words in VERDICTS]
+
+        def fits(parts: Sequence[tuple[str, str]], size: int) -> bool:
+            room = self.size[0] - 2 * MARGIN - 14 * (len(parts) - 1)
+            return sum(self._width(words, size) for words, _ in parts) <= room
+
+        # In a narrow picture the marks go before what explains them.
+        wanted = [([LEGEND, *marks], size) for size in (12, 11, 10, 9)] + [(marks, size) for size in (12, 10)]
+        parts, size = next((one for one in wanted if fits(*one)), (marks, 8))
         x = MARGIN
         for words, colour in parts:
             x += self._write(pen, (x, self.size[1] - 25), words, size, fill=colour) + 14

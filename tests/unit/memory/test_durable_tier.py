@@ -244,10 +244,14 @@ def test_a_store_that_cannot_be_listed_is_an_output_error(open_tier, monkeypatch
         open_tier()
 
 
-def test_a_url_of_no_known_store_and_an_empty_capacity_are_refused():
-    url = "nonsense://x"
+@pytest.mark.parametrize("url", ["nonsense://x", "dir://x", "reference://x", "zip://a::pyproject.toml"])
+def test_a_url_that_fsspec_cannot_open_is_refused(url):
     with pytest.raises(ConfigError, match=f"tier durable: url '{url}' cannot be opened"):
         open_durable_tier("durable", url, 10**6)
+
+
+def test_an_empty_capacity_is_refused():
+    url = "memory://x"
     with pytest.raises(ConfigError, match="a capacity of 0 bytes"):
         open_durable_tier("durable", url, 0)
 

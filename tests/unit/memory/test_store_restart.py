@@ -382,3 +382,27 @@ def test_whatever_fails_between_restarts_ids_lead_to_their_own_content_or_nowher
         disk.failing, disk.cut_at = {}, None
         assert memory.check_integrity() == []
     memory.close()
+
+
+def test_a_chunk_made_again_is_near_although_a_tier_kept_it(tmp_path, chunks):
+    """Only its header was read at the restart: whoever brings the bytes needs none of those that lie there."""
+
+    def memory_of() -> ChunkMemory:
+        tiers = [ResidentTier("device", CPU, 8 * WHOLE), DiskTier.open("disk", tmp_path / "disk", 8 * WHOLE)]
+        memory = ChunkMemory(tiers, "weights-a", [TierRules(), TierRules(keeps_copies=True, keeps_released=True)])
+        memory.adopt()
+        return memory
+
+    before = memory_of()
+    ids = [before.admit(chunk) for chunk in chunks]
+    before.demote(ids)
+    before.close()
+
+    after = memory_of()
+    for chunk in chunks[:2]:
+        after.admit(chunk)
+    assert [chunk is not None for chunk in after.fetch(ids)] == [True] * 4
+    device, disk = after.stats().tiers
+    assert (device.hits, disk.hits) == (2, 2)
+    assert after.check_integrity() == []
+    after.close()

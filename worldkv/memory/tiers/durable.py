@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -99,7 +100,8 @@ def folder_of(url: str) -> Path | None:
 def _store_at(name: str, url: str) -> tuple[Any, str]:
     try:
         store, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError, OSError) as fault:
+    except (ValueError, ImportError, OSError, TypeError, AttributeError, BadZipFile) as fault:
+        # The last three are what fsspec raises for a protocol that needs more than a URL.
         raise ConfigError(f"tier {name}: url {url!r} cannot be opened: {fault}; name another place") from fault
     return store, str(root)
 
