@@ -51,7 +51,8 @@ MODEL = SimpleNamespace(
     device=torch.device("cpu"),
     open=lambda view, context: ModelState(),
 )
-CAPACITY_MIB = {"device": 128, "host": 512, "disk": 4096}
+# Full within the first tenth, so that all tenths have the same to do.
+CAPACITY_MIB = {"device": 128, "host": 512, "disk": 1024}
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
