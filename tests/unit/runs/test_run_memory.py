@@ -303,7 +303,7 @@ def test_chunks_outlive_a_memory_where_the_tier_keeps_them_and_nowhere_else(make
     first.close()
 
     second = open_memory(make_config().memory, MODEL)
-    second.admit(chunks[2])
+    second.admit_dropped([chunks[2].id])  # by a session that knows of it, without its bytes
     (found,) = second.fetch([chunks[2].id])
     assert found.id == chunks[2].id
     assert [tier.hits for tier in second.stats().tiers] == [0, 0, 0, 1]
