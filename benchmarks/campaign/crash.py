@@ -119,7 +119,7 @@ class Sweep:
         memory = self._open(folder, media)
         for _ in range(self.steps):
             step = rng.choice(STEPS)
-            tell(leaving=self._leaving(memory, step, held))
+            tell(leaving=self._leaving(memory, step, held), harmed=step == "damage")
             memory = self._step(memory, step, rng, held, lambda: self._open(folder, media))
             tell(lying=memory.lying()[1:])
         memory.close()
@@ -195,11 +195,13 @@ class Sweep:
         """What lay on a medium after the last step that ended, but for what the one under way may take off."""
         lying: list[list[str]] = []
         leaving: list[str] = []
+        harmed: set[str] = set()  # the copy stays in the books as long as a nearer one is read
         for line in told:
+            harmed |= set(line["leaving"]) if line.get("harmed") else set()  # type: ignore[call-overload]  # as the child wrote it
             if "lying" in line:
                 lying, leaving = line["lying"], []  # type: ignore[assignment]  # as the child wrote it
             leaving = line.get("leaving", leaving)  # type: ignore[assignment]  # as the child wrote it
-        return {chunk_id for ids in lying for chunk_id in ids} - set(leaving) if self.roomy else set()
+        return {chunk_id for ids in lying for chunk_id in ids} - {*leaving, *harmed} if self.roomy else set()
 
     def _fetch_all(self, memory: ChunkMemory, due: set[str]) -> None:
         for asked in (chunk.id for chunk in self.pool.chunks[TENANT, EPOCH]):
