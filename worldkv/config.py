@@ -216,7 +216,7 @@ class MemoryConfig(Section):
 class SamplingConfig(Section):
     """How latents are denoised."""
 
-    denoise_steps: int = Field(4, ge=1, le=64, strict=True)
+    denoise_steps: int = Field(2, ge=1, le=64, strict=True)
     """Forwards per chunk, the clean pass not counted."""
     noise_shift: float = Field(3.0, gt=0)
     """Above 1 spends more of the steps near pure noise."""

@@ -35,7 +35,7 @@ def evaluate(
     worlds: Annotated[int, typer.Option(min=1, help="How many worlds each figure is a mean of.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="First world.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Worlds rolled out together.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Denoise steps.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Denoise steps.")] = 2,
     weights: Annotated[Path | None, typer.Option(help="Folder of rooms weights; default: the shipped ones.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here as they come.")] = None,

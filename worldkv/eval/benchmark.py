@@ -45,7 +45,7 @@ class Settings:
     worlds: int = 8
     seed: int = 0
     """First world; worlds seed .. seed + worlds - 1 are used. Training saw none below UNTRAINED_SEEDS."""
-    denoise_steps: int = 4
+    denoise_steps: int = 2
     noise_shift: float = 3.0
     batch: int = 8
     """Worlds rolled out together."""

@@ -70,7 +70,10 @@ def first_frame_poses(c2w_BF44: Tensor, generator: torch.Generator | None) -> Te
 
 
 def held_out(frames: int) -> dict[str, dict[str, Tensor]]:
-    """Clips to validate on: going and coming back the same way, and seeing the same room from elsewhere."""
+    """Clips to validate on: going and coming back the same way, and seeing the same room from elsewhere.
+
+    In the first two a neighbour is at hand; in the third none is.
+    """
     pace = paths.Pace()
 
     def returning(world: layout.Layout, frames: int, seed: int) -> np.ndarray:
@@ -79,5 +82,8 @@ def held_out(frames: int) -> dict[str, dict[str, Tensor]]:
     def patrolling(world: layout.Layout, frames: int, seed: int) -> np.ndarray:
         return paths.patrol(world, frames, pace, seed)
 
-    clips = {"back": returning, "patrol": patrolling}
+    def scattering(world: layout.Layout, frames: int, seed: int) -> np.ndarray:
+        return paths.scattered(paths.patrol, world, frames, pace, seed, per_chunk=3)
+
+    clips = {"back": returning, "patrol": patrolling, "scattered": scattering}
     return {name: Clips(VALIDATION_SEED, VALIDATION_CLIPS, frames, walk=walk).make(0) for name, walk in clips.items()}

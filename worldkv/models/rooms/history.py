@@ -1,9 +1,9 @@
-"""Histories for training: exact chunks, chunks the model made itself, and noisy ones.
+"""Histories for training: exact chunks, the model's own estimates of them, and noisy ones.
 
 At inference memory holds chunks that a session was shown and chunks that it made. Taught on exact history alone, the
 model leans on the chunk just before, which then was always right; over a rollout its own small errors come to stand
-there, and grow. So some clips are played on by the model itself, and others lose the recent past to noise: what is
-asked for must then be found in the exact chunks, from wherever they were seen. Each chunk's level says what it is.
+there, and grow. So in some clips its own estimates stand for the chunks, and others lose the recent past to noise: what
+is asked for must then be found in the exact chunks, from wherever they were seen. Each chunk's level says what it is.
 
 Shapes: B clips, F video frames, C chunks, L layers, T tokens, H heads, D head dim, P pairs.
 """
@@ -22,7 +22,7 @@ from worldkv.window import rotary
 
 # Shares of the clips by what their history is; the rest is exact, but told to be made: where nothing better is at hand,
 # what the model made must do.
-EXACT, MADE, NOISY = 0.15, 0.5, 0.25
+EXACT, MADE, NOISY = 0.35, 0.35, 0.2
 # Of the chunks that noise takes away.
 LEAST_NOISE = 0.2
 
@@ -41,7 +41,7 @@ class History(NamedTuple):
 def compose(
     clean_BFCHW: Tensor, made_BFCHW: Tensor, start_B: Tensor, per_chunk: int, generator: torch.Generator
 ) -> History:
-    """Each clip's history by chance of a kind. `made_BFCHW` are the clips played on from chunk `start_B` each."""
+    """Each clip's history by chance of a kind. `made_BFCHW` take the place of the clips from chunk `start_B` on."""
     B, F = clean_BFCHW.shape[:2]
     chunks = F // per_chunk
     kind_B1, first_B1, noise_BC = (

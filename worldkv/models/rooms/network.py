@@ -88,6 +88,7 @@ class RoomsNetwork(nn.Module):
         self.place = nn.Parameter(torch.zeros(shape.tokens_per_frame, E))
         self.ray_in = nn.Linear(RAY_FEATURES, E)
         self.ray_out = nn.Linear(E, E)
+        self.reach_in = nn.Linear(REACH_FEATURES, E, bias=False)
         self.noise_in = nn.Linear(NOISE_FEATURES, E)
         self.noise_out = nn.Linear(E, 6 * E)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
@@ -101,6 +102,7 @@ class RoomsNetwork(nn.Module):
         for module in (self.noise_out, self.head_noise, self.head):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.reach_in.weight)
         nn.init.normal_(self.place, std=0.02)
 
     def cameras(self, c2w_BF44: Tensor, tangent: float) -> Cameras:
@@ -109,6 +111,7 @@ class RoomsNetwork(nn.Module):
         with torch.autocast(c2w_BF44.device.type, enabled=False):
             c2w = c2w_BF44.float()
             seen = self.ray_out(fn.silu(self.ray_in(ray_features(c2w, self.shape.side, tangent))))
+            seen = seen + self.reach_in(reach_features(c2w, self.shape.side, tangent))
             eye, ray = quarter_rays(c2w, self.shape.side, tangent)
         return Cameras(torch.stack([block.camera(seen) for block in self.blocks]), eye, ray)  # type: ignore[operator]
 
@@ -220,6 +223,9 @@ _POSITION_WAVES = (16.0, 8.0, 4.0, 2.0, 1.0)  # cells
 _HEADING_HARMONICS = (1, 2, 4, 8)
 RAY_FEATURES = 2 * 2 * len(_POSITION_WAVES) + 2 * len(_HEADING_HARMONICS) + 9
 SURFACE_FEATURES = 2 * 2 * len(_POSITION_WAVES) + 2
+# Depths in cells at which a token's ray may meet its surface, before anything is known of it.
+_REACHES = (0.4, 0.8, 1.6, 3.2, 6.4)
+REACH_FEATURES = 2 * 2 * len(_POSITION_WAVES) * len(_REACHES)
 LOG_DEPTH_RANGE = (-2.5, 2.8)  # of 0.08 to 16 cells; the sky counts as the far end
 
 
@@ -262,6 +268,22 @@ def surface_features(log_depth_BTQ: Tensor, eye_BT3: Tensor, ray_BTQ3: Tensor) -
     angle = (point[..., [0, 2], None] * waves).flatten(-2)
     height = point[..., 1:2].clamp(-2, 1)
     return torch.cat([angle.sin(), angle.cos(), height, log_depth[..., None]], -1).flatten(-2)
+
+
+def reach_features(c2w_BF44: Tensor, side: int, tangent: float) -> Tensor:
+    """Sinusoids of the places on the ground along each token's ray, [B, F * side * side, REACH_FEATURES] float32.
+
+    A key knows where its surface is (`surface_features`, of the same waves). A token that is still noise does not: with
+    these in its query, attention finds the surfaces that lie along its ray.
+    """
+    c2w = c2w_BF44.float()
+    B, F = c2w.shape[:2]
+    ray = torch.einsum("bfij,sj->bfsi", c2w[..., :3, :3], _pixel_rays(side, tangent, c2w.device))
+    reach = torch.tensor(_REACHES, device=c2w.device)
+    point = c2w[:, :, None, None, :3, 3] + reach[:, None] * ray[..., None, :]
+    waves = 2 * torch.pi / torch.tensor(_POSITION_WAVES, device=c2w.device)
+    angle = (point[..., [0, 2], None] * waves).flatten(3)
+    return torch.cat([angle.sin(), angle.cos()], -1).reshape(B, F * side * side, REACH_FEATURES)
 
 
 def ray_features(c2w_BF44: Tensor, side: int, tangent: float) -> Tensor:

@@ -7,6 +7,7 @@ Everything here is a pure function of the layout and a seed.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ CLEARANCE = 0.32
 WAY_STEP = 0.03
 # How far from a place, in cells, `roam` strays when it comes back to it.
 NEARBY = 0.9
+# Share of the training clips whose chunks lie scattered over a walk so many times as long.
+SCATTERED, SCATTERED_FROM = 0.5, 3
 Floats = NDArray[np.float64]
 
 
@@ -232,16 +235,29 @@ def _in_sight(
     return here
 
 
-def training_clip(layout: Layout, frames: int, seed: int) -> Floats:
-    """A short walk at a random pace: mostly one that sees the same surfaces again from elsewhere."""
+def scattered(
+    walk: Callable[[Layout, int, Pace, int], Floats], layout: Layout, frames: int, pace: Pace, seed: int, per_chunk: int
+) -> Floats:
+    """Chunks picked here and there from a longer walk, in any order [frames, 3].
+
+    No neighbour is at hand to lean on: what one chunk shows must be found in others that saw it from afar.
+    """
+    chunks = walk(layout, SCATTERED_FROM * frames, pace, seed).reshape(-1, per_chunk, 3)
+    return np.random.default_rng([0x5CA7, seed]).permutation(chunks)[: frames // per_chunk].reshape(-1, 3)
+
+
+def training_clip(layout: Layout, frames: int, seed: int, per_chunk: int = 3) -> Floats:
+    """A short walk at a random pace [frames, 3]: mostly one that sees the same surfaces again from elsewhere."""
     rng = np.random.default_rng([0x7C11, seed])
     pace = Pace(turn_degrees=float(rng.uniform(2, 13)), distance=float(rng.uniform(0.03, 0.25)))
     kind = rng.random()
-    if kind < 0.45:
+    if kind < SCATTERED:
+        return scattered(patrol if kind < 0.7 * SCATTERED else roam, layout, frames, pace, seed, per_chunk)
+    if kind < 0.65:
         return patrol(layout, frames, pace, seed)
-    if kind < 0.60:
-        return roam(layout, frames, pace, seed)
     if kind < 0.75:
+        return roam(layout, frames, pace, seed)
+    if kind < 0.83:
         return wander(layout, frames, pace, seed)
     # Out, back, and out again: what was seen early is seen again at every distance in time.
     out = wander(layout, int(rng.integers(frames // 6, max(frames - 6, frames // 6 + 1))), pace, seed)

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.nn import functional as fn
@@ -29,15 +28,13 @@ from worldkv.models.rooms.render import View, compile_parts, render
 from worldkv.window import rotary
 
 WARMUP_STEPS = 200
-# Drawing, rendering and playing on are paid once a lesson, of which each update takes a part. Playing on takes the same
-# time however many clips there are: its kernels are small.
+# Drawing and rendering are paid once a lesson, of which each update takes a part.
 PARTS_PER_LESSON, UPDATES_PER_LESSON = 4, 12
 DECAY_SHARE = 0.5  # the last part of the run, over which the learning rate falls to zero
 NOISE_SHIFT = 3.0  # more training near pure noise, where memory alone decides the picture
 AVERAGE_RATE = 0.003  # of the weights' moving average, per step
-# Clips are played on from a chunk before this share of them, a lesson's in one of these numbers of denoise steps.
+# Where a clip's history turns from shown to made: at a chunk before this share of them.
 LATEST_START = 0.7
-PLAYED_STEPS = (1, 2, 4)
 VALIDATION_STEPS = 4
 # Half of the clips are slowed down, by up to this much: a history up to so many times as long stays readable.
 SLOWEST = 2.0
@@ -90,14 +87,14 @@ class Lesson:
     c2w: Tensor
     """[B, F, 4, 4], relative to some first pose."""
     made: Tensor
-    """The clips as the model went on with them from chunk `start` each."""
+    """The model's last estimates of the clips; the clips themselves before the first."""
     start: Tensor
     """[B]"""
     slowness: Tensor
     """[B] temporal positions per frame"""
 
     def part(self, number: int) -> Lesson:
-        """Some of the clips: those of every PARTS_PER_LESSON-th place."""
+        """Some of the clips: views of every PARTS_PER_LESSON-th place."""
         parts = (getattr(self, name.name)[number::PARTS_PER_LESSON] for name in fields(self))
         return Lesson(*parts)
 
@@ -127,9 +124,8 @@ class Trainer:
                 block.compile()
 
     def seed_chance(self, seed: int, rank: int = 0) -> None:
-        """Start all random choices anew; processes share those on which the time of a step depends."""
+        """Start all random choices anew, every process with its own."""
         self.generator = torch.Generator(self.device).manual_seed(seed + 10**6 * rank)
-        self.choice = np.random.default_rng(seed)
 
     @torch.no_grad()
     def frames(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -169,16 +165,14 @@ class Trainer:
 
     @torch.no_grad()
     def prepare(self, batch: dict[str, Tensor]) -> Lesson:
-        """Draw clips, choose their pace and origin, and let the averaged model play them on."""
+        """Draw clips and choose their pace and origin."""
         clean, log_depth = self.frames(batch)
         B, F = clean.shape[:2]
         chosen = torch.rand(B, 3, device=self.device, generator=self.generator)
         slowness = torch.where(chosen[:, 0] < 0.5, 1.0, 1 + chosen[:, 1] * (SLOWEST - 1))
         c2w = first_frame_poses(batch["c2w_BF44"], self.generator)
         start = 1 + (chosen[:, 2] * int(LATEST_START * F // self.shape.frames_per_chunk)).long()
-        self.set_pace(slowness)
-        made = self.play_on(clean, c2w, start, int(self.choice.choice(PLAYED_STEPS)))
-        return Lesson(clean, log_depth, c2w, made, start, slowness)
+        return Lesson(clean, log_depth, c2w, clean.clone(), start, slowness)
 
     @torch.no_grad()
     def play_on(self, clean: Tensor, c2w: Tensor, start: Tensor, steps: int) -> Tensor:
@@ -189,7 +183,10 @@ class Trainer:
             return play_on(self.player, clean, cameras, self.angles, start, levels, self.generator)
 
     def loss(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """Noise-weighted error of the clean estimate; mean error of the log depths, of the history too."""
+        """Noise-weighted error of the clean estimate; mean error of the log depths, of the history too.
+
+        The estimate becomes what the lesson's next history takes for made.
+        """
         clean, per_chunk = lesson.clean, self.shape.frames_per_chunk
         B, F = clean.shape[:2]
         self.set_pace(lesson.slowness)
@@ -201,6 +198,7 @@ class Trainer:
         mix = torch.cat([past.noise_BF, level], 1)[..., None, None, None]
         told_B2F = torch.cat([past.level_BF, level], 1)
         estimate, guesses = self.estimate(self.network, (1 - mix) * x + mix * gaussian, told_B2F, lesson.c2w)
+        lesson.made.copy_(estimate.detach().clamp(-1, 1))
         error = (estimate - clean).square().mean((2, 3, 4))
         off = torch.stack([fn.l1_loss(guess, lesson.log_depth.repeat(1, 2, 1)) for guess in guesses])
         return (error / (level + 0.1)).mean(), off.mean()

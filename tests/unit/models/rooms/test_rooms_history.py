@@ -74,10 +74,24 @@ def test_noise_takes_the_end_of_a_clip_at_a_level_that_is_told(composed):
 def test_playing_on_keeps_what_was_shown_and_makes_the_rest(trainer):
     lesson = trainer.prepare(Clips(0, 8, SHAPE.trained_frames).make(0))
     assert len(set(lesson.start.tolist())) > 1
-    for made, clean, start in zip(lesson.made, lesson.clean, lesson.start.tolist(), strict=True):
+    trainer.set_pace(lesson.slowness)
+    played = trainer.play_on(lesson.clean, lesson.c2w, lesson.start, steps=1)
+    for made, clean, start in zip(played, lesson.clean, lesson.start.tolist(), strict=True):
         frames = start * PER_CHUNK
         assert torch.equal(made[:frames], clean[:frames])
         assert not torch.isclose(made[frames:], clean[frames:]).flatten(1).all(1).any()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_what_the_model_estimates_of_a_part_is_what_its_next_history_takes_for_made(trainer):
+    lesson = trainer.prepare(Clips(0, 2 * PARTS_PER_LESSON, SHAPE.trained_frames).make(0))
+    assert torch.equal(lesson.made, lesson.clean)
+    with torch.no_grad():
+        trainer.loss(lesson.part(1))
+    mine = torch.arange(2 * PARTS_PER_LESSON) % PARTS_PER_LESSON == 1
+    assert torch.equal(lesson.made[~mine], lesson.clean[~mine])
+    assert not torch.isclose(lesson.made[mine], lesson.clean[mine]).flatten(2).all(2).any()
+    assert lesson.made.abs().max() <= 1
 
 
 @pytest.mark.parametrize("number", range(PARTS_PER_LESSON))

@@ -198,6 +198,17 @@ def test_training_clips_have_the_length_of_training():
         assert gap_to_walls(layout.draw(seed), clip) >= CLEARANCE - 1e-9
 
 
+def test_scattered_chunks_are_chunks_of_the_longer_walk_whole_and_none_twice():
+    world = layout.draw(2)
+    long = paths.patrol(world, 3 * 48, PACE, seed=2).reshape(-1, 3, 3)
+    chunks = paths.scattered(paths.patrol, world, 48, PACE, seed=2, per_chunk=3).reshape(-1, 3, 3)
+    places = [int(np.flatnonzero((long == chunk).all((1, 2)))[0]) for chunk in chunks]
+    assert len(set(places)) == len(chunks) == 16
+    assert places != sorted(places)
+    assert min(places) < 16
+    assert max(places) >= 32
+
+
 def seeds_drawn(first_seed: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """World seeds of the first two batches of `clips.Clips`."""
     drawn, draw = [], layout.draw

@@ -13,6 +13,7 @@ from worldkv.camera import Trajectory
 from worldkv.models.rooms.network import (
     LOG_DEPTH_RANGE,
     QUARTERS,
+    REACH_FEATURES,
     SURFACE_FEATURES,
     SURFACE_LAYERS,
     Shape,
@@ -20,6 +21,7 @@ from worldkv.models.rooms.network import (
     quarter_rays,
     quarters,
     ray_features,
+    reach_features,
     surface_features,
 )
 from worldkv.models.rooms.paths import Pace
@@ -216,3 +218,18 @@ def test_depths_are_guessed_after_each_surface_layer_that_the_network_has(make_n
     cameras = network.cameras(torch.eye(4).expand(2, 3, 4, 4), 1.0)
     _, log_depths = network(normal(2, 3, 3, 20, 20), torch.zeros(2, 3), cameras, lambda _layer, q, k, v: v)
     assert [(guess.shape, guess.dtype) for guess in log_depths] == [((2, 12, QUARTERS), torch.float32)]
+
+
+def test_a_surface_at_a_reach_has_the_place_that_its_ray_asks_for(trajectory):
+    """The waves of a key's surface and of a query's reach are the same: alike where they meet, at any pose."""
+    c2w = torch.tensor(trajectory.c2w_F44).float()[None]
+    reach = reach_features(c2w, SIDE, tangent=1.0)
+    assert reach.shape == (1, 12 * SIDE**2, REACH_FEATURES)
+    sines, cosines = (x.reshape(1, -1, 5, 10) for x in reach.chunk(2, -1))
+    eye, ray = quarter_rays(c2w, SIDE, tangent=1.0)
+    middle = ray.mean(2, keepdim=True)  # the token's own ray lies amid those of its quarters
+    for place, depth in enumerate((0.4, 0.8, 1.6, 3.2, 6.4)):
+        log_depth = torch.full((*middle.shape[:2], 1), depth).log()
+        surface = surface_features(log_depth, eye, middle)
+        torch.testing.assert_close(sines[:, :, place], surface[..., :10], atol=1e-4, rtol=0)
+        torch.testing.assert_close(cosines[:, :, place], surface[..., 10:20], atol=1e-4, rtol=0)

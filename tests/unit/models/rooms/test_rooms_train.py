@@ -78,19 +78,21 @@ def test_frames_of_a_batch_are_the_true_pictures_and_depths_of_each_clip(trainer
         torch.testing.assert_close(log_depth[b], expected)
 
 
-def test_held_out_clips_go_back_or_patrol_through_worlds_kept_for_validation(trainer, monkeypatch):
+def test_held_out_clips_lie_in_worlds_kept_for_validation(trainer, monkeypatch):
     monkeypatch.setattr(clips, "VALIDATION_CLIPS", 3)
     held, again = clips.held_out(trainer.shape.trained_frames), clips.held_out(trainer.shape.trained_frames)
-    assert list(held) == ["back", "patrol"]
+    assert list(held) == ["back", "patrol", "scattered"]
     worlds = layout.stack([layout.draw(clips.VALIDATION_SEED + n) for n in range(3)])
     for name, batch in held.items():
         assert batch["c2w_BF44"].shape == (3, SHAPE.trained_frames, 4, 4)
         for field, values in worlds.items():
             np.testing.assert_array_equal(batch[field], values)
         assert all(torch.equal(batch[field], again[name][field]) for field in batch)
-    back, patrol = (batch["c2w_BF44"] for batch in held.values())
+    back, patrol, scattered = (batch["c2w_BF44"] for batch in held.values())
     assert torch.equal(back, back.flip(1))
     assert not torch.equal(patrol, patrol.flip(1))
+    hops = torch.linalg.vector_norm(scattered[:, 1:, :3, 3] - scattered[:, :-1, :3, 3], dim=-1)
+    assert hops[:, PER_CHUNK - 1 :: PER_CHUNK].mean() > 3 * hops[:, ::PER_CHUNK].mean(), "neighbours lie far apart"
 
 
 def test_processes_draw_batches_of_their_own_and_together_all(monkeypatch):
