@@ -19,9 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from worldkv.denoise import denoise, gaussian, renoise
+from worldkv.durations import Listener, Span, nobody
 from worldkv.models.base import Schedule, Window, WorldModel
 from worldkv.session import Retrieved, Session
 from worldkv.window.buffer import AssembledWindow, WindowBuffer
+
+COMPUTE_TRACK = "rollout"
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,18 @@ class ChunkRecord:
 
 @dataclass
 class StageSeconds:
-    """Wall-clock seconds spent in each stage, summed over chunks."""
+    """Wall-clock seconds spent in each stage, summed over chunks; the listener is told of each stage by itself."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    listener: Listener = nobody
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+        ended = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + ended - started
+        self.listener(Span(COMPUTE_TRACK, stage, started, ended))
 
 
 def rollout(

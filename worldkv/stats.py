@@ -12,6 +12,45 @@ MISS_REASONS = ("cold", "evicted", "quota", "late", "corrupt", "stale_epoch")
 late: not there at its deadline. corrupt: there, but could not be given back intact, damaged or not readable.
 stale_epoch: made by other weights."""
 
+SECONDS_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the buckets in which durations are counted."""
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How often something took how long. Of the same kind, they may be added."""
+
+    counts: tuple[int, ...] = (0,) * (len(SECONDS_BOUNDS) + 1)
+    """Per bucket, not cumulated: up to and including each of SECONDS_BOUNDS, then longer than all of them."""
+    seconds: float = 0.0
+    """All of them together."""
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self.counts)
+
+    def __add__(self, other: Durations) -> Durations:
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return Durations(counts, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True)
+class PrefetchStats:
+    """Chunks that were to be in tier 0 before they are asked for. `issued >= useful + late + wasted`, always.
+
+    The rest of those issued lie in tier 0 and wait.
+    """
+
+    issued: int = 0
+    issued_bytes: int = 0
+    useful: int = 0
+    """Found in tier 0 when they were asked for."""
+    late: int = 0
+    """Not begun by their deadline, or not brought."""
+    wasted: int = 0
+    """Left tier 0, or lost detail there, before anyone asked."""
+
 
 @dataclass(frozen=True)
 class TierStats:
@@ -31,6 +70,12 @@ class TierStats:
     """Chunks that the tier could not write or read; each is retried elsewhere or counted as a miss as well."""
     pinned_bytes: int = 0
     """Held firmly by pins and leases."""
+    fetches: Durations = Durations()
+    """Of the hits: from asking to the chunk in hand, in tier 0 where it fits."""
+    writes: Durations = Durations()
+    """Of all chunks that came in, however they came: from the first byte to the last."""
+    written_bytes: int = 0
+    """Payload of these."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +101,12 @@ class MemoryStats:
     admitted: int = 0
     admitted_bytes: int = 0
     demoted: int = 0
+    demoted_bytes: int = 0
+    """Of demoted, promoted and dropped chunks: as the tier they left counts them."""
     promoted: int = 0
+    promoted_bytes: int = 0
     dropped: int = 0
+    dropped_bytes: int = 0
     reduced: int = 0
     """Chunks that lost detail to make room."""
     quarantined: int = 0
@@ -66,6 +115,7 @@ class MemoryStats:
     faults: int = 0
     """Found in the books by these audits; what is not mended is found again by each. Anything but 0 is a bug, or a
     tier that someone else has changed."""
+    prefetch: PrefetchStats = PrefetchStats()
     tiers: tuple[TierStats, ...] = ()
     tenants: tuple[TenantStats, ...] = ()
     """Per tenant and tier."""
@@ -79,3 +129,24 @@ class MemoryStats:
             for now, was in zip(self.tiers, earlier.tiers, strict=True)
         )
         return replace(self, tiers=tuple(tiers))
+
+
+@dataclass(frozen=True)
+class WorkStats:
+    """What one process that rolls out has done so far, its chunk memory included."""
+
+    memory: MemoryStats
+    stages: dict[str, Durations] = field(default_factory=dict)
+    """Stage of `worldkv.rollout` -> how long it took, once for each batch of chunks."""
+    chunks: Durations = Durations()
+    """Batches of generated chunks: all stages, and what was done between this one and the one before."""
+    chunks_generated: int = 0
+    """Of all sessions."""
+    video_frames: int = 0
+    """Generated, of all sessions."""
+    chunks_retrieved: int = 0
+    chunks_missed: int = 0
+    """Wanted for a window and not given by any tier."""
+    fidelity_db: float | None = None
+    """PSNR against the true pictures, mean over the latest chunks into whose window something was brought back; None
+    where no truth is known or nothing was brought back yet."""

@@ -38,6 +38,7 @@ class TierAccess:
         `source`: the tier where the bytes of a bare chunk lie; then it raises as `Mover.copy` does for those, and
         TransferLate.
         """
+        started = self._books.clock()
         try:
             if source is None:
                 self.tiers[level].put(chunk)
@@ -48,6 +49,7 @@ class TierAccess:
         except (CapacityError, TransferError) as fault:
             self._books.failures[level] += 1
             return fault
+        self._books.written(level, self.tiers[level].name, chunk, started)
         self.stuck[level].discard(chunk.id)
         self.now_read(chunk.id, level)
         self.keep_names(chunk.id, level, names)
@@ -110,6 +112,7 @@ class TierAccess:
         """Drop chunks that could not be read yet until the tier uses no more than `wanted_bytes`, or none is left."""
         for chunk_id in dict.fromkeys(self.unread[level].values()):
             if self.tiers[level].used_bytes > wanted_bytes:
-                self._books.events["dropped"] += 1
                 self.now_read(chunk_id, level)
+                before = self.tiers[level].used_bytes
                 self.clear_away(chunk_id, level)
+                self._books.moved("dropped", before - self.tiers[level].used_bytes)

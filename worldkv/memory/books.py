@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from worldkv.durations import About, Clock, DurationBook, Listener, Span, nobody
 from worldkv.memory.catalogue import Catalogue, Entry
+from worldkv.memory.chunk import KVChunk
 from worldkv.memory.tier import Tier
-from worldkv.stats import MISS_REASONS, MemoryStats, TenantStats, TierStats
+from worldkv.stats import MISS_REASONS, MemoryStats, PrefetchStats, TenantStats, TierStats
 
-EVENTS = ("admitted", "admitted_bytes", "demoted", "promoted", "dropped", "reduced", "quarantined", "audits", "faults")
+MOVES = ("admitted", "demoted", "promoted", "dropped")
+"""Counted in chunks and in bytes."""
+EVENTS = (*MOVES, *(f"{move}_bytes" for move in MOVES), "reduced", "quarantined", "audits", "faults")
+PREFETCH = ("issued", "issued_bytes", "useful", "late", "wasted")
 
 
 class Books:
     """Counters; each lookup is entered once, when its outcome is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.perf_counter, listener: Listener = nobody) -> None:
+        """`listener` is told of each chunk that is fetched or written, in seconds of `clock`."""
+        self.clock, self._listener = clock, listener
+        self.prefetch: Counter[str] = Counter()
+        self._fetches: defaultdict[int, DurationBook] = defaultdict(DurationBook)
+        self._writes: defaultdict[int, DurationBook] = defaultdict(DurationBook)
+        self._written_bytes: Counter[int] = Counter()
         self.events: Counter[str] = Counter()
         self.failures: Counter[int] = Counter()
         """By tier."""
@@ -36,6 +48,30 @@ class Books:
         self._lookups[tier, tenant] += 1
         self._hits[tier, tenant] += 1
 
+    def fetched(self, level: int, tier: str, chunk: KVChunk, started: float) -> None:
+        """The chunk of a lookup that began then came out of the tier."""
+        self._time(self._fetches[level], "fetch", tier, chunk, started)
+
+    def written(self, level: int, tier: str, chunk: KVChunk, started: float) -> None:
+        """The chunk now lies in the tier; copying it there began then."""
+        self._time(self._writes[level], "write", tier, chunk, started)
+        self._written_bytes[level] += chunk.nbytes
+
+    def moved(self, how: str, nbytes: int, *, times: bool | int = 1) -> None:
+        """One of MOVES happened to a chunk of so many bytes, unless `times` says that it did not."""
+        self.events[how] += times
+        self.events[f"{how}_bytes"] += times * nbytes
+
+    def asked_for(self, entry: Entry) -> None:
+        """The chunk was given: if it lay in tier 0 because it was brought there early, that was of use."""
+        self.prefetch["useful"] += entry.early
+        entry.early = False
+
+    def left_nearest(self, entry: Entry) -> None:
+        """The chunk leaves tier 0: if it was brought there early and not asked for since, that was in vain."""
+        self.prefetch["wasted"] += entry.early
+        entry.early = False
+
     def miss(self, reason: str) -> None:
         """The lookup ended with nothing."""
         self._all_lookups += 1
@@ -53,10 +89,18 @@ class Books:
             lookups=self._all_lookups,
             hits=self._hits.total(),
             misses={reason: self._final[reason] for reason in MISS_REASONS},
+            prefetch=PrefetchStats(**{name: self.prefetch[name] for name in PREFETCH}),
             tiers=tuple(self._tier(level, tier, firm) for level, tier in enumerate(tiers)),
             tenants=tuple(per_tenant),
             **{event: self.events[event] for event in EVENTS},
         )
+
+    def _time(self, book: DurationBook, verb: str, tier: str, chunk: KVChunk, started: float) -> None:
+        ended = self.clock()
+        book.add(ended - started)
+        if self._listener is not nobody:
+            about = About(tier=tier, tenant=chunk.tenant, chunk=chunk.id, index=chunk.index, bytes=chunk.nbytes)
+            self._listener(Span(f"tier {tier}", verb, started, ended, about))
 
     def _tier(self, level: int, tier: Tier, firm: Sequence[Entry]) -> TierStats:
         return TierStats(
@@ -69,6 +113,9 @@ class Books:
             misses=self._reasons(level, None),
             failures=self.failures[level],
             pinned_bytes=sum(entry.copies[level].cost_bytes for entry in firm if level in entry.copies),
+            fetches=self._fetches[level].frozen(),
+            writes=self._writes[level].frozen(),
+            written_bytes=self._written_bytes[level],
         )
 
     def _tenant(self, level: int, tier: Tier, tenant: str, catalogue: Catalogue) -> TenantStats:

@@ -72,6 +72,8 @@ class Entry:
     leases: int = 0
     found: bool = False
     """Found in a tier at start-up, and asked for by nobody since."""
+    early: bool = False
+    """Prefetched into tier 0, and asked for by nobody since."""
     uses: int = 0
     last_use: int = 0
     copies: dict[int, Copy] = field(default_factory=dict)
@@ -182,14 +184,16 @@ class Catalogue:
         self._shelves[tier].setdefault(entry.shelf, OrderedDict())[entry] = None
         self._used[tier, entry.tenant] += cost_bytes
 
-    def leave(self, entry: Entry, tier: int, reason: str) -> None:
-        """The entry no longer lies in the tier, for this reason."""
-        self._used[tier, entry.tenant] -= entry.copies.pop(tier).cost_bytes
+    def leave(self, entry: Entry, tier: int, reason: str) -> int:
+        """The entry no longer lies in the tier, for this reason; returns the bytes that it took up there."""
+        cost = entry.copies.pop(tier).cost_bytes
+        self._used[tier, entry.tenant] -= cost
         shelves = self._shelves[tier]
         del shelves[entry.shelf][entry]
         if not shelves[entry.shelf]:
             del shelves[entry.shelf]
         entry.left[tier] = entry.lost = reason
+        return cost
 
     def touch(self, entry: Entry) -> None:
         """Most recently used, wherever it lies."""

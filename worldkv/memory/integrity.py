@@ -87,7 +87,12 @@ def lookup_faults(stats: MemoryStats) -> Iterator[str]:
         misses = sum(row.misses.values())
         if row.lookups != row.hits + misses:
             yield f"{name}: {row.lookups} lookups, {row.hits} hits, {misses} misses"
+    ahead = stats.prefetch
+    if ahead.issued < ahead.useful + ahead.late + ahead.wasted:
+        yield f"prefetch: {ahead.issued} issued, {ahead.useful} useful, {ahead.late} late, {ahead.wasted} wasted"
     for tier in stats.tiers:
+        if tier.hits != tier.fetches.count:
+            yield f"tier {tier.name}: {tier.hits} hits, {tier.fetches.count} of them timed"
         of_tenants = sum(row.lookups for row in stats.tenants if row.tier == tier.name)
         if of_tenants != tier.lookups:
             yield f"tier {tier.name}: {tier.lookups} lookups, {of_tenants} of tenants"

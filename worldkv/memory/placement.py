@@ -72,7 +72,7 @@ class Placement:
             self._arriving.discard(entry)
         if placed:
             return True
-        self._books.events["dropped"] += 1
+        self._books.moved("dropped", chunk.nbytes)
         return False
 
     def place_near(self, entry: Entry, chunk: KVChunk) -> None:
@@ -115,7 +115,7 @@ class Placement:
             moved = self.place(entry, chunk) and 0 in entry.copies
             if source is not None and not moved:
                 chunk, source = chunk.copy_to(chunk.encoded.device), None
-        self._books.events["promoted"] += moved
+        self._books.moved("promoted", chunk.nbytes, times=moved)
         if moved:  # already on its device: not copied again by whoever loads it
             return self._get(entry, 0)
         if source is None:
@@ -146,15 +146,16 @@ class Placement:
         """The chunk, verified; None where it is damaged, and then taken out, or cannot be read now."""
         return self._get(entry, level, verified=True)
 
-    def remove(self, entry: Entry, level: int, reason: str) -> None:
-        """Out of one tier."""
-        self._catalogue.leave(entry, level, reason)
+    def remove(self, entry: Entry, level: int, reason: str) -> int:
+        """Out of one tier; returns the bytes that it took up there."""
+        cost = self._leave(entry, level, reason)
         self.access.clear_away(entry.id, level)
+        return cost
 
     def drop(self, entry: Entry, reason: str) -> None:
         """Out of every tier."""
         if entry.copies:
-            self._books.events["dropped"] += 1
+            self._books.moved("dropped", max(copy.cost_bytes for copy in entry.copies.values()))
         for level in list(entry.copies):
             self.remove(entry, level, reason)
 
@@ -198,9 +199,14 @@ class Placement:
             self.access.keep_names(entry.id, level, entry.names)
 
     def _quarantine(self, entry: Entry, level: int) -> None:
-        self._catalogue.leave(entry, level, "evicted")
+        cost = self._leave(entry, level, "evicted")
         self.access.set_aside(entry.id, level)
-        self._books.events["dropped"] += not entry.copies
+        self._books.moved("dropped", cost, times=not entry.copies)
+
+    def _leave(self, entry: Entry, level: int, reason: str) -> int:
+        if level == 0:
+            self._books.left_nearest(entry)
+        return self._catalogue.leave(entry, level, reason)
 
     def _enter(
         self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, deadline: float = math.inf
@@ -337,7 +343,7 @@ class Placement:
         elif self.access.write(whole, level, entry.names) is None:
             self._catalogue.enter(entry, level, cost)
             return None
-        self._books.events["demoted"] += self.place(entry, whole or small, level=level + 1)
+        self._books.moved("demoted", cost, times=self.place(entry, whole or small, level=level + 1))
         self.settle(entry)
         return cost
 
@@ -366,12 +372,11 @@ class Placement:
     def _push_out(self, entry: Entry, level: int, reason: str) -> None:
         """One tier down, or for good."""
         if any(other > level for other in entry.copies):
-            self.remove(entry, level, reason)
-            self._books.events["demoted"] += 1
+            self._books.moved("demoted", self.remove(entry, level, reason))
             return
         if level + 1 == len(self.tiers) or entry.epoch != self.epoch:
-            self.remove(entry, level, reason)
-            self._books.events["dropped"] += not entry.copies
+            cost = self.remove(entry, level, reason)
+            self._books.moved("dropped", cost, times=not entry.copies)
         else:
             self._push_down(entry, level, reason)
         self.settle(entry)
@@ -381,8 +386,8 @@ class Placement:
         chunk, source = self._lift(entry, level)
         if chunk is None:
             if level in entry.copies:  # it cannot be read now, and its room is needed now
-                self.remove(entry, level, reason)
-                self._books.events["dropped"] += not entry.copies
+                cost = self.remove(entry, level, reason)
+                self._books.moved("dropped", cost, times=not entry.copies)
             return
         try:
             placed = self.place(entry, chunk, level=level + 1, reason=reason, source=source)
@@ -390,6 +395,6 @@ class Placement:
             self._quarantine(entry, level)
             return
         lost = entry.lost
-        self.remove(entry, level, reason)
+        cost = self.remove(entry, level, reason)
         entry.lost = lost
-        self._books.events["demoted"] += placed
+        self._books.moved("demoted", cost, times=placed)

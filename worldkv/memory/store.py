@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
+from worldkv.durations import Listener, nobody
 from worldkv.errors import (
     CapacityError,
     ChunkCorrupt,
@@ -51,15 +52,16 @@ class ChunkMemory:
         epoch: str,
         rules: Sequence[TierRules] | None = None,
         mover: Mover | None = None,
+        listener: Listener = nobody,
     ) -> None:
-        """`mover`: who copies chunks from tier to tier; by default the calling thread."""
+        """`mover`: who copies chunks from tier to tier; by default the calling thread. `listener`: see `Books`."""
         if not tiers:
             raise CapacityError("a chunk memory needs at least one tier, got none")
         self.tiers = tuple(tiers)
         self.rules = tuple(rules) if rules is not None else tuple(TierRules() for _ in tiers)
         for tier, rule in zip(self.tiers, self.rules, strict=True):
             rule.shares.check(tier.name, tier.capacity_bytes)
-        self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(), Leases()
+        self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(listener=listener), Leases()
         self._mover = mover or VerifyingMover()
         self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch, self._mover)
         self._past_epochs: set[str] = set()
@@ -98,15 +100,14 @@ class ChunkMemory:
         entry = self._entry_for(chunk.tenant, known_as or chunk.id, chunk)
         entry.group = group if entry.references == 0 or entry.group == group else None
         entry.references, entry.found = entry.references + 1, False
-        self._books.events["admitted"] += 1
-        self._books.events["admitted_bytes"] += chunk.nbytes
+        self._books.moved("admitted", chunk.nbytes)
         if not entry.copies:
             self._catalogue.rename(entry, chunk)
             entry.last_use = self._catalogue.tick()
             if chunk.epoch == self.epoch:
                 self._placement.place(entry, chunk)
             else:
-                self._books.events["dropped"] += 1
+                self._books.moved("dropped", chunk.nbytes)
         else:
             self._placement.keep_names(entry)
             self._placement.place_near(entry, chunk)
@@ -158,6 +159,24 @@ class ChunkMemory:
         finally:
             self._unpin(pinned)
         return found
+
+    def prefetch(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT, deadline: float = math.inf) -> None:
+        """Bring those of the chunks that lie further off to tier 0, if that can take them; no lookup is counted.
+
+        Blocks for their copies. What has not begun to move by the `deadline` stays where it is, as `late`.
+        """
+        for chunk_id in chunk_ids:
+            entry = self._catalogue.find(tenant, chunk_id)
+            if entry is None or entry.epoch != self.epoch or not entry.copies or 0 in entry.copies:
+                continue
+            level = min(entry.copies)
+            self._books.prefetch["issued"] += 1
+            self._books.prefetch["issued_bytes"] += entry.copies[level].cost_bytes
+            with suppress(TransferLate):
+                self._placement.bring(entry, level, deadline)
+            entry.early = 0 in entry.copies
+            self._books.prefetch["late"] += not entry.early
+            self._placement.settle(entry)
 
     @contextmanager
     def pin(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> Iterator[None]:
@@ -256,6 +275,7 @@ class ChunkMemory:
             closing.callback(self._mover.close)
 
     def _fetch(self, chunk_id: str, tenant: str, deadline: float) -> KVChunk | None:
+        started = self._books.clock()
         self._adoption.try_again(tenant, chunk_id)
         entry = self._catalogue.find(tenant, chunk_id)
         if entry is not None and entry.epoch != self.epoch:
@@ -270,7 +290,9 @@ class ChunkMemory:
             try:
                 chunk = self._placement.bring(entry, level, deadline)
                 if chunk is not None:
+                    self._books.asked_for(entry)
                     self._books.hit(level, tenant)
+                    self._books.fetched(level, self.tiers[level].name, chunk, started)
                     return chunk
             except TransferLate:
                 reason = "late"

@@ -29,6 +29,7 @@ from worldkv.runs import memory_check
 from worldkv.runs import worlds as run_worlds
 from worldkv.runs.episodes import ACTION_NAMES, SCALARS, TRUTH_VIDEO, to_episode, to_worlds
 from worldkv.runs.memory import open_memory, pin_faults
+from worldkv.runs.meter import Meter
 from worldkv.session import Session, open_session
 from worldkv.stats import MemoryStats
 
@@ -68,13 +69,15 @@ def generate(
     resume: bool = False,
     progress: Progress = lambda name, done, total: None,
     warn: Warn = lambda text: None,
+    meter: Meter | None = None,
 ) -> Generated:
-    """Roll out what the configuration asks for into its output folder.
+    """Roll out what the configuration asks for into its output folder. `meter`: whoever wants to watch.
 
     Committed episodes survive any interruption; `resume` continues after them. Whatever can be known to fail does
     so before any folder is touched. Raises the errors of `run_folder.claim`, of loading weights and
     trajectories, of `open_memory`, and OutputError on a full disk.
     """
+    meter = meter or Meter()
     progress("loading the model", 0, 1)
     model = load_model(config)
     policies = [parse_policy(text) for text in config.policies]
@@ -82,11 +85,11 @@ def generate(
     memory_check.check(config, model, policies, chunks)
     run_folder.check(config, resume=resume)
     progress("opening the memory", 0, 1)
-    with closing(open_memory(config.memory, model)) as memory:
+    with closing(open_memory(config.memory, model, listener=meter.listener)) as memory:
         folder = run_folder.claim(config, resume=resume)
         schema, provenance = _schema(config, model, policies), _provenance(model)
         with DatasetWriter.open(folder / run_folder.DATASET, schema, provenance=provenance, resume=resume) as writer:
-            work = _Work(config, model, policies, chunks, writer, memory, folder, progress, warn)
+            work = _Work(config, model, policies, chunks, writer, memory, folder, progress, warn, meter)
             kept = len(writer.committed_keys)
             for start in range(0, config.worlds.count, config.batch_sessions):
                 stop = min(start + config.batch_sessions, config.worlds.count)
@@ -109,6 +112,7 @@ class _Work:
     folder: Path
     progress: Progress
     warn: Warn
+    meter: Meter
     done: int = 0
     """Chunks of each batch that is behind us."""
     fullest: MemoryStats | None = None
@@ -144,7 +148,7 @@ class _Work:
 
     def _roll(self, worlds: Sequence[WorldTruth], policy: MemoryPolicy) -> list[Episode]:
         config, model, tenant = self.config, self.model, self.config.memory.tenant
-        seed, clock = config.sampling.seed, StageSeconds()
+        seed, clock = config.sampling.seed, self.meter.clock()
         with ExitStack() as open_sessions:
             sessions = []
             for world in worlds:
@@ -174,9 +178,11 @@ class _Work:
             now = time.perf_counter()
             if batch[0].generated:
                 made, seconds = made + sum(len(r.frames_FHWC) for r in batch), seconds + now - mark
+            self.meter.batch(batch, [_key(w.seed, policy) for w in worlds], [w.truth_FHWC for w in worlds], mark, now)
             mark = now
             records.append(batch)
             self._warn_of(self.memory.idle(now))
+            self.meter.tell(self.memory)
             self._tell(f"{where}, {policy.name}", len(records))
         return records, made, seconds
 

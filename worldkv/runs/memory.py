@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import torch
 
 from worldkv.config import MemoryConfig, TierConfig
+from worldkv.durations import Listener, nobody
 from worldkv.geometry import KVGeometry
 from worldkv.memory.crossing import Crossing
 from worldkv.memory.detail import Ladder, parse_detail
@@ -32,8 +33,10 @@ from worldkv.runs.memory_check import MIB, at_key
 REFETCH = {"host": Refetch(0.0, 7e9), "disk": Refetch(6e-4, 1e9)}
 
 
-def open_memory(config: MemoryConfig, model: WorldModel) -> ChunkMemory:
+def open_memory(config: MemoryConfig, model: WorldModel, *, listener: Listener = nobody) -> ChunkMemory:
     """A memory that is empty but for what its tiers keep from an earlier process. Blocks for reading that.
+
+    `listener`: see `ChunkMemory`.
 
     Raises ConfigError where a tier cannot be had, OutputError where its folder cannot be used, TransferError where
     what lies there cannot be read or removed; then nothing stays open.
@@ -49,7 +52,7 @@ def open_memory(config: MemoryConfig, model: WorldModel) -> ChunkMemory:
         mover = VerifyingMover(_link(tiers, model.device))
         opened.callback(mover.close)
         rules = [_rules(config, tier, model.geometry) for tier in config.tiers]
-        memory = ChunkMemory(tiers, model.epoch, rules, mover)
+        memory = ChunkMemory(tiers, model.epoch, rules, mover, listener)
         memory.adopt()
         opened.pop_all()
         return memory

@@ -43,6 +43,7 @@ STEPS = {
     "let_go": 3,
     "fetch": 8,
     "fetch_late": 1,
+    "prefetch": 2,
     "read": 2,
     "stop_reading": 3,
     "fetch_as_the_other": 1,
@@ -226,6 +227,16 @@ class World:
         (found,) = self.memory.fetch([chunk_id], tenant=who, deadline=self.now)
         assert self.memory.stats().misses["late"] - before == (held and found is None)
         assert self.places() == places
+
+    def prefetch(self, rng: random.Random) -> None:
+        who, wanted = rng.choice(TENANTS), rng.choices(range(CHUNKS), k=2)
+        before = self.memory.stats()
+        deadline = rng.choice((self.now, self.now + 1))
+        self.memory.prefetch([self.chunks[who][i].id for i in wanted], tenant=who, deadline=deadline)
+        after = self.memory.stats()
+        assert after.lookups == before.lookups
+        if deadline == self.now:
+            assert after.prefetch.late - before.prefetch.late == after.prefetch.issued - before.prefetch.issued
 
     def read(self, rng: random.Random) -> None:
         """Refer to chunks where they lie, for as long as it may take."""

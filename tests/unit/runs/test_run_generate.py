@@ -155,8 +155,8 @@ def test_a_world_does_not_depend_on_the_policies_beside_it(config):
 
 
 def test_faults_in_the_books_of_a_memory_are_told_once_and_stop_nothing(config, monkeypatch, audits):
-    def broken(*of: object) -> ChunkMemory:
-        memory = open_memory(*of)
+    def broken(*of: object, **options: object) -> ChunkMemory:
+        memory = open_memory(*of, **options)
         audits.excuse(memory)
         memory.tiers[0].used_bytes += 1
         return memory
