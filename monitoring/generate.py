@@ -51,7 +51,7 @@ def metrics_page() -> str:
         f"<!-- {MADE} monitoring/metrics.py -->",
         "",
         "Every metric that `/metrics` can show. Counters are added up over the workers that one exporter speaks for,",
-        "and do not go down when one of them is restarted, but for those that carry its name. Buckets of histograms end",
+        "and do not go down when one of them restarts, but for those that carry its name. Buckets of histograms end",
         f"at {', '.join(f'{bound:g}' for bound in SECONDS_BOUNDS)} seconds.",
         "",
         "`lookups = hits + misses` holds exactly: for each tier and tenant, and for the memory as a whole.",
