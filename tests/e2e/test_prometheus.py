@@ -1,0 +1,140 @@
+"""A real Prometheus scrapes a real run: every panel of every dashboard has something to show, and no alert fires."""
+
+import math
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from watched_run import Watched, watched_run
+
+from monitoring.alerts import ALERTS
+from monitoring.dashboards import DASHBOARDS
+from monitoring.exporter import Access, Exporter
+from monitoring.snapshot import Snapshot
+from worldkv.errors import ConfigError
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (apt: prometheus)"),
+]
+PANELS = [(board, panel, query) for board in DASHBOARDS for panel in board.panels for query in panel.queries]
+SHORT = ("worlds.count=2", "trajectory.video_frames=48", "sampling.denoise_steps=2")
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> Iterator[Watched]:
+    with watched_run(tmp_path_factory.mktemp("watched"), SHORT) as watched:
+        yield watched
+
+
+@pytest.mark.parametrize(
+    ("board", "panel", "query"), PANELS, ids=[f"{b.name}-{p.title}-{q.legend}" for b, p, q in PANELS]
+)
+def test_every_panel_shows_data_of_the_run(board, panel, query, watched):
+    found = watched.server.series(query.expr, watched.started, watched.ended)
+    finite = [value for _, points in found for _, value in points if math.isfinite(value)]
+    assert finite, f"{board.title}, {panel.title}: nothing finite for {query.expr}"
+    if panel.unit == "share":
+        assert all(0.0 <= value <= 1.5 for value in finite), (panel.title, max(finite))
+    assert panel.unit == "decibels" or min(finite) >= 0.0
+
+
+def test_the_server_saw_what_the_run_counted(watched):
+    worker = watched.exporter.snapshot.workers[0]
+    (row,) = watched.server.series("worldkv_video_frames_total", watched.ended - 1, watched.ended)
+    assert row[1][-1][1] == worker.work.video_frames > 0
+    (hits,) = watched.server.series("worldkv_hits_total", watched.ended - 1, watched.ended)
+    assert hits[1][-1][1] == worker.work.memory.hits > 0
+
+
+def test_lookups_are_hits_and_misses_at_every_moment(watched):
+    asked = "sum by (tier, tenant) (worldkv_tier_lookups_total)"
+    given = "sum by (tier, tenant) (worldkv_tier_hits_total)"
+    rest = f"{asked} - {given} - sum by (tier, tenant) (worldkv_tier_misses_total)"
+    whole = "sum(worldkv_lookups_total) - sum(worldkv_hits_total) - sum(worldkv_misses_total)"
+    for expr, lines in (rest, 4), (whole, 1):
+        found = watched.server.series(expr, watched.started, watched.ended)
+        assert len(found) == lines
+        assert {value for _, points in found for _, value in points} == {0.0}
+
+
+def test_the_server_understands_all_rules_and_nothing_fires(watched):
+    (group,) = watched.server.get("/api/v1/rules")["groups"]
+    assert len(group["rules"]) == len(ALERTS)
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}
+    assert [rule["name"] for rule in group["rules"] if rule["state"] == "firing"] == []
+
+
+# The run's forecast is a guess on purpose.
+@pytest.mark.parametrize(
+    "alert", [alert for alert in ALERTS if alert.name != "WorldKVPrefetchUseless"], ids=lambda alert: alert.name
+)
+def test_no_alerts_expression_held_during_the_run(alert, watched):
+    """Their windows are longer than the run; here they are as long as pictures have them."""
+    expr = re.sub(r"\[\d+[mh]\]", "[8s]", alert.expr)
+    found = watched.server.series(expr, watched.started + 10, watched.ended)
+    assert not found, found[0]
+
+
+def test_the_target_is_up_and_its_scrapes_are_fast(watched):
+    (target,) = watched.server.get("/api/v1/targets")["activeTargets"]
+    assert target["health"] == "up", target["lastError"]
+    assert target["scrapePool"] == "worldkv"
+
+
+def ask(address: str, path: str, token: str | None = None, **headers: str) -> tuple[int, str, str]:
+    """(status, type, body)"""
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(f"http://{address}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read().decode()
+    except urllib.error.HTTPError as fault:
+        return fault.code, fault.headers["Content-Type"], fault.read().decode()
+
+
+def test_an_exporter_with_tokens_shows_each_what_is_theirs(watched):
+    access = Access("operator", {"default": "theirs", "other": "others"})
+    with Exporter(access) as exporter:
+        address = exporter.start()
+        assert ask(address, "/healthz")[0] == 503
+        exporter.publish(watched.exporter.snapshot)
+        assert ask(address, "/healthz")[0] == 200
+        for path in ("/metrics", "/targets", "/snapshot"):
+            assert ask(address, path)[0] == 401
+            assert ask(address, path, "wrong")[0] == 401
+            assert ask(address, path, "operator")[0] == 200
+        everything, theirs = ask(address, "/metrics", "operator")[2], ask(address, "/metrics", "theirs")[2]
+        assert 'worker="local"' in everything
+        assert 'tenant="default"' in theirs
+        assert 'worker="local"' not in theirs
+        assert "tenant" not in ask(address, "/metrics", "others")[2]
+        for path in ("/targets", "/snapshot"):
+            assert ask(address, path, "theirs")[0] == 403
+        assert ask(address, "/nothing", "operator")[0] == 404
+
+
+def test_the_format_is_what_was_asked_for(watched):
+    open_metrics = ask(watched.address, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert open_metrics[1].startswith("application/openmetrics-text; version=1.0.0")
+    assert list(text_string_to_metric_families(open_metrics[2]))
+    plain = ask(watched.address, "/metrics", Accept="text/plain")
+    assert plain[1].startswith("text/plain; version=0.0.4")
+    assert "# EOF" not in plain[2]
+
+
+def test_the_snapshot_can_be_fetched_whole(watched):
+    status, kind, body = ask(watched.address, "/snapshot")
+    assert (status, kind) == (200, "application/json")
+    assert Snapshot.from_json(body, watched.address) == watched.exporter.snapshot
+
+
+def test_a_port_that_is_taken_is_one_clear_line(watched):
+    host, _, port = watched.address.partition(":")
+    with pytest.raises(ConfigError, match=rf"exporter address {watched.address}: .*in use"):
+        Exporter().start(host, int(port))
