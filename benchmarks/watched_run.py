@@ -160,7 +160,7 @@ class Prefetching(Meter):
 
     def tell(self, memory: ChunkMemory) -> None:
         """See `Meter.tell`."""
-        memory.prefetch(memory.lying()[1][-1:])
+        memory.promote(memory.lying()[1][-1:])
         super().tell(memory)
 
 

@@ -43,7 +43,7 @@ STEPS = {
     "let_go": 3,
     "fetch": 8,
     "fetch_late": 1,
-    "prefetch": 2,
+    "promote": 2,
     "read": 2,
     "stop_reading": 3,
     "fetch_as_the_other": 1,
@@ -228,11 +228,11 @@ class World:
         assert self.memory.stats().misses["late"] - before == (held and found is None)
         assert self.places() == places
 
-    def prefetch(self, rng: random.Random) -> None:
+    def promote(self, rng: random.Random) -> None:
         who, wanted = rng.choice(TENANTS), rng.choices(range(CHUNKS), k=2)
         before = self.memory.stats()
         deadline = rng.choice((self.now, self.now + 1))
-        self.memory.prefetch([self.chunks[who][i].id for i in wanted], tenant=who, deadline=deadline)
+        self.memory.promote([self.chunks[who][i].id for i in wanted], tenant=who, deadline=deadline)
         after = self.memory.stats()
         assert after.lookups == before.lookups
         if deadline == self.now:
