@@ -68,13 +68,19 @@ def prometheus(config: dict[str, Any], folder: Path) -> Iterator[Prometheus]:
         raise FileNotFoundError("prometheus is not installed (apt: prometheus)")
     (folder / "alerts.yml").write_text(yaml.safe_dump(alert_rules()))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     where = (f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data")
-    process = subprocess.Popen(
-        [binary, *where, f"--web.listen-address={address}", "--log.level=error"], stdout=subprocess.DEVNULL
-    )
+    command = [binary, *where, f"--web.listen-address={address}", "--log.level=error"]
+    with serving(command, f"http://{address}") as server:
+        yield server
+
+
+@contextmanager
+def serving(command: Sequence[str], url: str) -> Iterator[Prometheus]:
+    """The server that the command starts, once it is ready; gone afterwards."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        server = Prometheus(f"http://{address}")
+        server = Prometheus(url)
         _wait_until_ready(server, process)
         yield server
     finally:
@@ -175,7 +181,8 @@ def _settings(folder: Path) -> list[str]:
     ]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -34,7 +35,8 @@ class JsonLog:
         """Write one line of something that has no length, such as a warning."""
         at = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = json.dumps({"at": at, "event": event, **self._about, **about}, ensure_ascii=False)
-        with self._lock:
+        # Whoever read it may be gone: a run does not end for its log.
+        with self._lock, suppress(OSError):
             self._stream.write(line + "\n")
             self._stream.flush()
 

@@ -23,6 +23,8 @@ class TraceFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.fault: str | None = None
+        """Why it could not go on; a run does not end for its trace."""
         self._lock = threading.Lock()
         self._tracks: dict[str, int] = {}
         self._file: TextIO | None = None
@@ -46,15 +48,21 @@ class TraceFile:
             if not self._tracks:
                 # The clock has no beginning that means anything: the picture's is the first span's.
                 self._started = span.started
-            self._file.write("".join(json.dumps(event) + ",\n" for event in self._events(span)))
+            try:
+                self._file.write("".join(json.dumps(event) + ",\n" for event in self._events(span)))
+            except OSError as fault:
+                self._give_up(fault)
 
     def close(self) -> None:
         """End the file."""
         with self._lock:
             if self._file is not None:
                 # Last, so that no comma stands before the end of the list: only in files cut short may it.
-                self._file.write(json.dumps(_NAMED) + "\n]\n")
-                self._file.close()
+                try:
+                    self._file.write(json.dumps(_NAMED) + "\n]\n")
+                    self._file.close()
+                except OSError as fault:
+                    self._give_up(fault)
                 self._file = None
 
     def __enter__(self) -> TraceFile:
@@ -62,6 +70,10 @@ class TraceFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _give_up(self, fault: OSError) -> None:
+        self.fault = f"trace {self.path}: cut short: {fault.strerror}"
+        self._file = None
 
     def _events(self, span: Span) -> list[dict[str, object]]:
         events: list[dict[str, object]] = []

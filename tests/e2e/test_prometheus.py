@@ -2,18 +2,25 @@
 
 import math
 import re
+import shlex
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+import typer
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from watched_run import Watched, watched_run
+from typer.testing import CliRunner
+from watched_run import Watched, free_port, serving, watched_run
 
+from monitoring import commands
 from monitoring.alerts import ALERTS
 from monitoring.dashboards import DASHBOARDS
 from monitoring.exporter import Access, Exporter
+from monitoring.setup import Wanted, write
 from monitoring.snapshot import Snapshot
 from worldkv.errors import ConfigError
 
@@ -86,6 +93,12 @@ def test_the_target_is_up_and_its_scrapes_are_fast(watched):
     assert target["scrapePool"] == "worldkv"
 
 
+def top_app() -> typer.Typer:
+    app = typer.Typer()
+    app.command("top")(commands.top)
+    return app
+
+
 def ask(address: str, path: str, token: str | None = None, **headers: str) -> tuple[int, str, str]:
     """(status, type, body)"""
     if token is not None:
@@ -132,6 +145,43 @@ def test_the_snapshot_can_be_fetched_whole(watched):
     status, kind, body = ask(watched.address, "/snapshot")
     assert (status, kind) == (200, "application/json")
     assert Snapshot.from_json(body, watched.address) == watched.exporter.snapshot
+
+
+def test_top_shows_the_run(watched):
+    result = CliRunner().invoke(top_app(), [watched.address, "--once"], env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 workers ready" in result.output
+    assert "2 of 2" in result.output
+
+
+def test_top_without_an_exporter_or_without_the_right_token_is_one_clear_line(watched):
+    with pytest.raises(ConfigError, match=r"exporter http://127.0.0.1:1/snapshot: cannot be asked: .*refused"):
+        commands.ask("127.0.0.1:1", None)
+    with Exporter(Access("operator")) as exporter:
+        address = exporter.start()
+        with pytest.raises(ConfigError, match="answers 401: a bearer token is needed"):
+            commands.ask(address, "wrong")
+        exporter.publish(watched.exporter.snapshot)
+        assert commands.ask(address, "operator") == watched.exporter.snapshot
+
+
+def test_the_command_that_monitor_up_says_starts_a_server_that_finds_all_exporters_and_may_read_them(watched, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("operator")
+    with Exporter(Access("operator", {"default": "theirs"})) as exporter:
+        address = exporter.start()
+        exporter.publish(replace(watched.exporter.snapshot, exporters=(address,)))
+        port = free_port()
+        wanted = Wanted(tmp_path / "up", (), f"http://{address}/targets", token, prometheus=f"127.0.0.1:{port}")
+        command = [*shlex.split(write(wanted).prometheus), "--log.level=error"]
+        with serving(command, f"http://127.0.0.1:{port}") as server:
+            until = time.monotonic() + 60
+            targets: list[dict] = []
+            while time.monotonic() < until and [target["health"] for target in targets] != ["up"]:
+                time.sleep(0.5)
+                targets = server.get("/api/v1/targets")["activeTargets"]
+            assert [target["health"] for target in targets] == ["up"], targets
+            assert targets[0]["scrapeUrl"] == f"http://{address}/metrics"
 
 
 def test_a_port_that_is_taken_is_one_clear_line(watched):

@@ -163,7 +163,8 @@ class ChunkMemory:
     def promote(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT, deadline: float = math.inf) -> None:
         """Prefetch: bring those of the chunks that lie further off to tier 0, if that can take them.
 
-        No lookup is counted; whether it was of use is. Blocks for their copies. What has not begun to move by the `deadline` stays where it is, as `late`.
+        No lookup is counted; whether it was of use is. Blocks for their copies. What has not begun to move by the
+        `deadline` stays where it is, as `late`.
         """
         for chunk_id in chunk_ids:
             entry = self._catalogue.find(tenant, chunk_id)
