@@ -69,9 +69,8 @@ def _panel(axes: Axes, panel: Panel, watched: Watched) -> None:
     axes.tick_params(labelsize=7)
     if panel.kind == "number":
         values = [value for _, points in lines for _, value in points if math.isfinite(value)]
-        axes.text(
-            0.5, 0.5, _number(values[-1], panel.unit) if values else "no data", ha="center", va="center", fontsize=20
-        )
+        text = _number(values[-1], panel.unit) if values else "no data"
+        axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=20)
         axes.set_axis_off()
         return
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value, panel.unit)))

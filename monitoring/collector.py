@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.core import Metric as Family
 
 from monitoring.metrics import TABLE, Metric
-from monitoring.totals import Samples
+from monitoring.totals import Samples, let_others_go_first
 from worldkv.stats import SECONDS_BOUNDS, Durations
 
 BOUNDS = (*map(str, SECONDS_BOUNDS), "+Inf")
@@ -31,6 +31,7 @@ class SampleCollector:
         for metric in TABLE:
             seen = {labels: value for labels, value in rows[metric.name].items() if self._shows(metric, labels)}
             if seen:
+                let_others_go_first()
                 yield _family(metric, seen)
 
     def _shows(self, metric: Metric, labels: tuple[str, ...]) -> bool:

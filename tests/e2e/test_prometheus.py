@@ -1,5 +1,6 @@
 """A real Prometheus scrapes a real run: every panel of every dashboard has something to show, and no alert fires."""
 
+import gzip
 import math
 import re
 import shlex
@@ -136,6 +137,10 @@ def test_the_format_is_what_was_asked_for(watched):
     open_metrics = ask(watched.address, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert open_metrics[1].startswith("application/openmetrics-text; version=1.0.0")
     assert list(text_string_to_metric_families(open_metrics[2]))
+    request = urllib.request.Request(f"http://{watched.address}/metrics", headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert b"worldkv_lookups_total" in gzip.decompress(answer.read())
     plain = ask(watched.address, "/metrics", Accept="text/plain")
     assert plain[1].startswith("text/plain; version=0.0.4")
     assert "# EOF" not in plain[2]

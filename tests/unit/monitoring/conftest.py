@@ -26,7 +26,7 @@ def exported() -> Callable[..., Samples]:
         exporter = Exporter(access)
         for snapshot in snapshots:
             exporter.publish(snapshot)
-        return parse(exporter.metrics(Viewer(tenant))[0])
+        return parse(exporter.metrics(Viewer(tenant)).body)
 
     return show
 

@@ -154,7 +154,7 @@ def test_without_a_token_others_cannot_reach_it(host):
 
 
 def test_before_the_first_snapshot_there_is_nothing_to_see(exported):
-    assert Exporter().metrics(Viewer(None))[0] == b"# EOF\n"
+    assert Exporter().metrics(Viewer(None)).body == b"# EOF\n"
     assert Exporter().targets() == b"[]"
 
 
