@@ -29,6 +29,8 @@ from monitoring.view import size
 
 INCHES_PER_COLUMN, INCHES_PER_ROW = 0.62, 0.36
 MOST_LEGEND = 8
+# The end of the run alone would show nothing running.
+AFTER_SECONDS = 5
 
 
 def main() -> None:
@@ -63,8 +65,10 @@ def _panel(axes: Axes, panel: Panel, watched: Watched) -> None:
     lines = [
         (_legend(query.legend, labels), points)
         for query in panel.queries
-        for labels, points in watched.server.series(query.expr, watched.started, watched.ended)
+        for labels, points in watched.server.series(query.expr, watched.started, watched.ended - AFTER_SECONDS)
     ]
+    if len(lines) > MOST_LEGEND:  # what never happened needs no line
+        lines = [line for line in lines if any(value for _, value in line[1] if math.isfinite(value))]
     axes.set_title(panel.title, fontsize=9, loc="left")
     axes.tick_params(labelsize=7)
     if panel.kind == "number":
@@ -80,7 +84,9 @@ def _panel(axes: Axes, panel: Panel, watched: Watched) -> None:
         _areas(axes, lines)
     else:
         for legend, points in lines:
-            axes.plot([at for at, _ in points], [value for _, value in points], label=legend, linewidth=1)
+            axes.plot(
+                [at for at, _ in points], [value for _, value in points], label=legend, linewidth=1, clip_on=False
+            )
     if panel.unit != "decibels":
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -106,8 +112,8 @@ def _number(value: float, unit: str) -> str:
     if unit.startswith("bytes"):
         return size(value) + ("/s" if unit.endswith("second") else "")
     if unit == "seconds":
-        return f"{value:g} s" if value >= 1 or not value else f"{1000 * value:g} ms"
-    return f"{value:g}" + {"watts": " W", "celsius": " °C", "decibels": " dB", "per second": "/s"}.get(unit, "")
+        return f"{value:.3g} s" if value >= 1 or not value else f"{1000 * value:.3g} ms"
+    return f"{value:.3g}" + {"watts": " W", "celsius": " °C", "decibels": " dB", "per second": "/s"}.get(unit, "")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ UNITS = {
 def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
     """One dashboard; its address is /d/NAME."""
     return {
-        "annotations": {"list": [_alerts()]},
         "description": dashboard.about,
         "editable": True,
         "graphTooltip": 1,
@@ -149,7 +148,7 @@ def _target(query: Query, letter: str) -> dict[str, Any]:
 
 def _source_variable() -> dict[str, Any]:
     return {
-        "current": {},
+        "current": {"text": "WorldKV", "value": "worldkv"},
         "hide": 0,
         "includeAll": False,
         "label": "Prometheus",
@@ -161,17 +160,4 @@ def _source_variable() -> dict[str, Any]:
         "regex": "",
         "skipUrlSync": False,
         "type": "datasource",
-    }
-
-
-def _alerts() -> dict[str, Any]:
-    """Every alert that fires is drawn into every picture."""
-    return {
-        "datasource": SOURCE,
-        "enable": True,
-        "expr": 'ALERTS{alertname=~"WorldKV.*", alertstate="firing"}',
-        "iconColor": "red",
-        "name": "Alerts",
-        "step": "10s",
-        "titleFormat": "{{alertname}}",
     }
