@@ -26,8 +26,10 @@ from simulated_nvml import FakeNvml, at_its_power_cap
 from monitoring.exporter import Exporter
 from monitoring.gpus import GpuReader
 from monitoring.local import LocalRun
+from monitoring.logs import JsonLog, both
 from monitoring.prometheus import alert_rules, configuration
 from monitoring.snapshot import JobSnapshot, Snapshot, TenantSnapshot
+from monitoring.trace import TraceFile
 from worldkv import config as run_config
 from worldkv.durations import DurationBook
 from worldkv.memory.store import ChunkMemory
@@ -97,6 +99,8 @@ class Watched:
     address: str
     started: float
     ended: float
+    folder: Path
+    """Holds `trace.json` and `log.jsonl`."""
 
 
 @contextmanager
@@ -112,10 +116,12 @@ def watched_run(folder: Path, overrides: Sequence[str] = ()) -> Iterator[Watched
             progress = Episodes(config.worlds.count * len(config.policies))
             gpus = GpuReader(print, FakeNvml([at_its_power_cap()])).open()
             run = LocalRun(Enriched(exporter, progress), "rooms", sessions=config.batch_sessions, gpus=gpus)
-            generate(config, meter=Prefetching(run), progress=progress)
+            with TraceFile(folder / "trace.json") as trace, (folder / "log.jsonl").open("w") as log:
+                meter = Prefetching(run, both(trace, JsonLog(log)))
+                generate(config, meter=meter, progress=progress)
             run.finish()
             time.sleep(3 * SCRAPE_SECONDS)
-            yield Watched(server, exporter, address, started, time.time())
+            yield Watched(server, exporter, address, started, time.time(), folder)
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """A real Prometheus scrapes a real run: every panel of every dashboard has something to show, and no alert fires."""
 
 import gzip
+import itertools
+import json
 import math
 import re
 import shlex
@@ -20,7 +22,7 @@ from watched_run import Watched, free_port, serving, watched_run
 from monitoring import commands
 from monitoring.alerts import ALERTS
 from monitoring.dashboards import DASHBOARDS
-from monitoring.exporter import Access, Exporter
+from monitoring.exporter import Access, Exporter, Viewer
 from monitoring.setup import Wanted, write
 from monitoring.snapshot import Snapshot
 from worldkv.errors import ConfigError
@@ -92,6 +94,41 @@ def test_the_target_is_up_and_its_scrapes_are_fast(watched):
     (target,) = watched.server.get("/api/v1/targets")["activeTargets"]
     assert target["health"] == "up", target["lastError"]
     assert target["scrapePool"] == "worldkv"
+
+
+def test_the_trace_shows_stages_sessions_and_tiers_side_by_side(watched):
+    events = json.loads((watched.folder / "trace.json").read_text())
+    tracks = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    spans = [event for event in events if event["ph"] == "X"]
+    by_track = {name: [e for e in spans if tracks[e["tid"]] == name] for name in tracks.values()}
+    assert {"rollout", "tier device", "tier host", "tier disk", "tier durable"} <= set(by_track)
+    assert {name for name in by_track if name.startswith("session ")} == {
+        "session rooms-1/worldkv",
+        "session rooms-2/worldkv",
+    }
+    # Every fetch of a retrieval lies within it: what a stall waited for can be seen beneath it.
+    retrievals = [(e["ts"], e["ts"] + e["dur"]) for e in by_track["rollout"] if e["name"] == "retrieve"]
+    fetches = [e for name, row in by_track.items() if name.startswith("tier ") for e in row if e["name"] == "fetch"]
+    assert len(fetches) == watched.exporter.snapshot.workers[0].work.memory.hits
+    for fetch in fetches:
+        middle = fetch["ts"] + fetch["dur"] / 2
+        assert any(begin <= middle <= end for begin, end in retrievals)
+    stages = sorted(by_track["rollout"], key=lambda e: e["ts"])
+    assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for a, b in itertools.pairwise(stages))
+
+
+def test_the_log_tells_tenant_session_and_chunk_of_what_the_metrics_count(watched):
+    lines = [json.loads(line) for line in (watched.folder / "log.jsonl").read_text().splitlines()]
+    memory = watched.exporter.snapshot.workers[0].work.memory
+    fetches = [line for line in lines if line["event"] == "fetch"]
+    assert len(fetches) == memory.hits
+    assert {line["tenant"] for line in fetches} == {"default"}
+    assert all(line["chunk"] and line["index"] >= 0 for line in fetches)
+    assert sum(line.get("retrieved", 0) for line in lines) == memory.hits
+    assert {line["session"] for line in lines if "session" in line} == {"rooms-1/worldkv", "rooms-2/worldkv"}
+    text = watched.exporter.metrics(Viewer(None)).body.decode()
+    assert fetches[0]["chunk"] not in text
+    assert "rooms-1" not in text
 
 
 def top_app() -> typer.Typer:
