@@ -29,7 +29,7 @@ from monitoring.totals import Totals
 from worldkv.errors import ConfigError
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
-# Whoever has nothing to say for so long is hung up on.
+# Whoever has nothing to say for so long is hung up on; scrapers that keep their connection come back within a minute.
 IDLE_SECONDS = 75.0
 FASTEST = 1
 

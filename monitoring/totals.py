@@ -53,7 +53,8 @@ class Totals:
 
     def _note(self, part: tuple[str, str], life: int, counted: Samples) -> None:
         before, earlier = self._latest.get(part, (life, {}))
-        if before != life:
+        # Restarted, whether or not we were told.
+        if before != life or any(_count(counted.get(key, 0)) < _count(value) for key, value in earlier.items()):
             _add_all(self._past, earlier)
         self._latest[part] = life, counted
 
@@ -90,6 +91,10 @@ def _sum(a: float | Durations, b: float | Durations) -> float | Durations:
     if isinstance(a, Durations) and isinstance(b, Durations):
         return a + b
     return _number(a) + _number(b)
+
+
+def _count(value: float | Durations) -> float:
+    return value.count if isinstance(value, Durations) else value
 
 
 def _number(value: float | Durations) -> float:

@@ -72,6 +72,14 @@ def test_a_sum_over_workers_stays_when_one_is_restarted(exported):
     assert total(shown, "worldkv_chunks_generated_total", worker="worker-0") == 0
 
 
+def test_a_restart_that_nobody_told_of_is_seen_in_the_counters(exported):
+    before, after = snapshot(10), snapshot(11)
+    fresh = replace(after.workers[0], work=snapshot(3).workers[0].work)
+    shown = exported(before, replace(after, workers=(fresh, *after.workers[1:])))
+    counted = sum(w.work.memory.lookups for w in (before.workers[0], fresh, *after.workers[1:]))
+    assert total(shown, "worldkv_lookups_total") == counted
+
+
 def test_a_sum_over_workers_stays_while_one_is_not_told_of_and_counts_it_once(exported):
     whole = snapshot(10)
     part = replace(whole, workers=whole.workers[1:])
