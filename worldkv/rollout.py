@@ -1,6 +1,6 @@
 """The table of contents: what happens to a chunk, step by step. Each line is one module.
 
-    actions -> poses -> retrieve -> assemble window -> denoise -> decode -> dataset
+    actions -> poses -> retrieve -> assemble window -> look ahead -> denoise -> decode -> dataset
     evict from window -> compress -> admit to a tier -> ... -> promote -> back into the window
 
 Shapes: B sessions, F latent frames, C H W of a latent frame.
@@ -126,6 +126,9 @@ def _advance(
     states, views = [s.state for s in sessions], [s.view() for s in sessions]
     with clock("assemble"):
         window = _assemble(buffer, sessions, retrieved)
+    with clock("look ahead"):
+        for session in sessions:
+            session.look_ahead()
     with clock("denoise"):
         condition = model.condition(states, views)
         if given is None:

@@ -10,7 +10,7 @@ Shapes: L layers, F frames, T tokens, H heads, D head dim.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from worldkv.camera import ACTION_COLUMNS, Trajectory, to_key_columns
 from worldkv.errors import ModelError, TrajectoryError
 from worldkv.memory import retrieval
+from worldkv.memory.ahead import Expected
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.chunk_list import ChunkList
 from worldkv.memory.codec import CODECS
@@ -89,6 +90,8 @@ class Session:
     """From where each stored chunk was seen."""
     stored_bytes: int = 0
     """Bytes of all chunks this session has stored."""
+    expected: Expected | None = None
+    """Chunks that `look_ahead` has memory bring near; not part of a snapshot or fork."""
     serial: int = field(default_factory=lambda: next(_serial))
     """Names this session's rows in window buffers; unique within the process."""
 
@@ -118,11 +121,9 @@ class Session:
 
     def retrieve(self) -> Retrieved:
         """Rank the stored chunks for the next view, fetch the best and pin them; empty when the policy does not."""
-        policy = self.policy
-        allowed = retrieval.candidates(self.chunk, policy.sink_chunks, policy.recent_chunks or 0, parity=policy.parity)
-        query = Query(self.latent_poses(self.chunk), self.view().intrinsics_F4[0], self.chunk, self.seed, self.rollout)
-        chosen = choose(policy.ranking, self.index, allowed, query, policy.retrieved_chunks, sight=policy.sight)
+        chosen = self._ranked(self.chunk)
         found = self.memory.fetch([self.stored[chunk] for chunk in sorted(chosen)], tenant=self.tenant)
+        self._expect_nothing()
         for chunk in chosen:
             # Gone for good: it may not take up a place in every retrieval to come.
             if not self.memory.holds(self.stored[chunk], tenant=self.tenant):
@@ -131,6 +132,34 @@ class Session:
         retrieved = Retrieved(hits, len(found) - len(hits), tuple(chunk.index for chunk in hits))
         retrieved.pins.enter_context(self.memory.pin([chunk.id for chunk in hits], tenant=self.tenant))
         return retrieved
+
+    def look_ahead(self) -> None:
+        """Have memory bring near what the chunk after the next will need: while the next one is made, copies are free.
+
+        For a trajectory that is known. Nothing happens where there is one tier, or where the policy retrieves nothing.
+        """
+        if len(self.memory.tiers) > 1 and self.policy.remembers and self.chunk + 1 < self.chunks:
+            wanted = [self.stored[chunk] for chunk in self._ranked(self.chunk + 1)]
+            self.expect(wanted)
+
+    def expect(self, chunk_ids: Sequence[str]) -> None:
+        """Have memory bring these chunks near, in place of those that were expected before."""
+        before, self.expected = self.expected, self.memory.prefetch(chunk_ids, tenant=self.tenant)
+        if before is not None:
+            before.let_go()
+
+    def _expect_nothing(self) -> None:
+        if self.expected is not None:
+            self.expected.let_go()
+            self.expected = None
+
+    def _ranked(self, chunk: int) -> list[int]:
+        """The stored chunks that the policy retrieves for `chunk`, best first."""
+        policy = self.policy
+        allowed = retrieval.candidates(chunk, policy.sink_chunks, policy.recent_chunks or 0, parity=policy.parity)
+        intrinsics_4 = chunk_view(self.trajectory, chunk, self.video_frames_per_chunk).intrinsics_F4[0]
+        query = Query(self.latent_poses(chunk), intrinsics_4, chunk, self.seed, self.rollout)
+        return choose(policy.ranking, self.index, allowed, query, policy.retrieved_chunks, sight=policy.sight)
 
     def latent_poses(self, index: int) -> NDArray[np.float32]:
         """Poses of a chunk's latent frames [F, 4, 4]."""
@@ -240,11 +269,13 @@ class Session:
             live=list(self.live),
             stored=self.stored.fork(),
             index=self.index.copy(),
+            expected=None,
             serial=next(_serial),
         )
 
     def close(self) -> None:
         """Let go of the stored chunks; the session cannot go on afterwards."""
+        self._expect_nothing()
         self.memory.release(self.stored.let_go(), tenant=self.tenant)
         self.live.clear()
 

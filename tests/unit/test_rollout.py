@@ -249,7 +249,7 @@ def test_records_tell_the_window_and_what_it_holds(tiny):
 def test_every_stage_is_on_the_clock(tiny):
     clock = StageSeconds()
     tiny.finish(tiny.open("worldkv", 5), clock=clock)
-    stages = {"retrieve", "assemble", "denoise", "clean pass", "compress and admit", "decode"}
+    stages = {"retrieve", "assemble", "look ahead", "denoise", "clean pass", "compress and admit", "decode"}
     assert set(clock.seconds) == stages
     assert all(seconds > 0 for seconds in clock.seconds.values())
 

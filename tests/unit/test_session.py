@@ -7,7 +7,7 @@ import torch
 from worldkv.errors import ChunkNotFound, ConfigError, ModelError, TrajectoryError
 from worldkv.memory.compression import Pruning
 from worldkv.memory.policy import PRESETS, MemoryPolicy
-from worldkv.session import open_session
+from worldkv.session import Session, open_session
 
 WORLDKV = PRESETS["worldkv"]
 LOSSLESS = MemoryPolicy("lossless", retrieved_chunks=16, positions="original", codec="fp32")
@@ -277,3 +277,25 @@ def test_a_closed_session_cannot_be_forked_from_memory_it_let_go(tiny):
     session.close()
     with pytest.raises(ChunkNotFound):
         session.fork(rollout=1)
+
+
+def test_looking_ahead_changes_where_chunks_are_found_and_nothing_else(tiny, make_memory, make_walk, monkeypatch):
+    walk, policy = make_walk(16, kind="back"), replace(WORLDKV, retrieved_chunks=2)
+    whole = tiny.open(policy, chunks=16)
+    tiny.finish(whole)
+    size = whole.stored_bytes // len(whole.stored)
+    made, memories = [], []
+    for looks_ahead in (True, False):
+        if not looks_ahead:
+            monkeypatch.setattr(Session, "look_ahead", lambda self: None)
+        memories.append(make_memory(4 * size, 40 * size))
+        session = open_session(tiny.model, memories[-1], policy, walk)
+        made.append(tiny.finish(session)[0])
+        session.close()
+        assert memories[-1].lying() == [[], []]
+    for one, other in zip(*made, strict=True):
+        assert one.retrieved == other.retrieved
+        assert np.array_equal(one.frames_FHWC, other.frames_FHWC)
+    ahead, behind = (memory.stats() for memory in memories)
+    assert ahead.tiers[0].hits > behind.tiers[0].hits
+    assert ahead.prefetch.useful > behind.prefetch.issued == 0

@@ -131,6 +131,11 @@ class Ticket:
         """Whether nothing remains to be started: from now on it will be done unless the device fails."""
         return len(self.marks) == len(self.fragments)
 
+    @property
+    def ended(self) -> bool:
+        """Whether `wait` would not wait."""
+        return self.state not in OPEN
+
     def cancel(self) -> bool:
         """Start nothing more; False where the transfer has ended, or is enqueued whole and so will be done."""
         return self._lane.cancel(self)

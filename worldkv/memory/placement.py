@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from worldkv.errors import ChunkCorrupt, ChunkNotFound, ModelError, TransferError, TransferLate
+from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ModelError, TransferError, TransferLate
 from worldkv.memory.access import TierAccess
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.detail import Detail
-from worldkv.memory.mover import Mover
+from worldkv.memory.mover import Arrival, Mover
 from worldkv.memory.room import Room, TierRules, chunk_fits
 from worldkv.memory.tier import Tier
 
@@ -101,11 +101,49 @@ class Placement:
             return self._promote(entry, chunk, level, source, deadline)
         return chunk if source is None else self.read(entry, level)
 
+    def has_room_near(self, entry: Entry, level: int) -> bool:
+        """Whether tier 0 could take the chunk of tier `level`, by its size there, and no held one would have to go."""
+        cost, tenant = entry.copies[level].cost_bytes, entry.tenant
+        need = max(cost - self._room.free_bytes(0), self._room.over_limit(0, tenant, cost))
+        return need <= 0 or self._room.spare(0, tenant, need, own=self._room.over_limit(0, tenant, cost) > 0) >= need
+
+    def begin(self, entry: Entry, level: int) -> Arrival | None:
+        """Start to bring the chunk of tier `level` to tier 0; None where it is as well brought at once or cannot be."""
+        entry.pins += 1  # stays while room is made for it
+        try:
+            if self._room.lenders[level] is not None:
+                chunk, _ = self._lift(entry, level)
+                if chunk is None or not self._stays_while_room_is_made(entry, chunk, level):
+                    return None
+                if not self._make_room(entry, chunk, 0):
+                    return None
+            return self._mover.start(entry.id, self.tiers[level], self.tiers[0])
+        except (ChunkNotFound, CapacityError, TransferError):
+            return None
+        finally:
+            entry.pins -= 1
+
+    def arrive(self, entry: Entry, level: int, arrival: Arrival) -> None:
+        """Take in what `begin` started, as far as tier 0 takes it. Blocks until it is here."""
+        try:
+            chunk = arrival.chunk()
+        except (ChunkCorrupt, ChunkNotFound, TransferError):
+            return  # whoever asks for it reads it again, and finds what is wrong
+        if not arrival.in_place:
+            if self._refusal(entry, chunk, 0) is None:
+                self._promote(entry, chunk, level, None, math.inf)
+            return
+        if 0 not in entry.copies:
+            self._catalogue.enter(entry, 0, self.tiers[0].cost_bytes(chunk))
+        self._books.moved("promoted", chunk.nbytes)
+        del chunk
+        if not self.rules[level].keeps_copies:
+            self.remove(entry, level, "evicted")
+
     def _promote(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> KVChunk | None:
-        if self.rules[level].keeps_copies or self._room.displaced_bytes(entry, chunk) <= self._room.free_bytes(level):
+        if self._stays_while_room_is_made(entry, chunk, level):
             moved = self._move_up(entry, chunk, level, source, deadline)
         else:
-            # An exchange: what makes room in tier 0 may need the room that the chunk leaves.
             if source is not None:
                 staged = self._get(entry, level, staged=True)
                 if staged is None:
@@ -121,6 +159,12 @@ class Placement:
         if source is None:
             return chunk
         return self.read(entry, level) if level in entry.copies else None
+
+    def _stays_while_room_is_made(self, entry: Entry, chunk: KVChunk, level: int) -> bool:
+        """Else it is an exchange: what makes room in tier 0 may need the room that the chunk leaves."""
+        return self.rules[level].keeps_copies or (
+            self._room.displaced_bytes(entry, chunk) <= self._room.free_bytes(level)
+        )
 
     def _move_up(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
         """Copy the chunk to tier 0; only then it leaves its own, if at all."""
@@ -213,6 +257,10 @@ class Placement:
     ) -> bool:
         if level in entry.copies:
             return True
+        return self._make_room(entry, chunk, level) and self._put(entry, chunk, level, source, deadline)
+
+    def _make_room(self, entry: Entry, chunk: KVChunk, level: int) -> bool:
+        """False, with the reason noted, where the tier cannot take the chunk."""
         refusal = self._refusal(entry, chunk, level)
         if refusal is not None:
             entry.left[level] = refusal
@@ -225,7 +273,7 @@ class Placement:
         if self._room.over_limit(level, entry.tenant, cost) > 0:  # what was to go has come to be held meanwhile
             entry.left[level] = entry.lost = "quota"
             return False
-        return self._put(entry, chunk, level, source, deadline)
+        return True
 
     def _put(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
         if self.access.write(chunk, level, entry.names, source, deadline) is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 from worldkv.durations import Listener, nobody
 from worldkv.errors import (
@@ -28,6 +28,7 @@ from worldkv.errors import (
 )
 from worldkv.memory import integrity
 from worldkv.memory.adoption import Adoption
+from worldkv.memory.ahead import Ahead, Expected
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import DEFAULT_TENANT, Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
@@ -64,6 +65,7 @@ class ChunkMemory:
         self._catalogue, self._books, self._leases = Catalogue(len(self.tiers)), Books(listener=listener), Leases()
         self._mover = mover or VerifyingMover()
         self._placement = Placement(self.tiers, self.rules, self._catalogue, self._books, epoch, self._mover)
+        self._ahead = Ahead(self._placement, self._books, self._mover)
         self._past_epochs: set[str] = set()
         self._adoption = Adoption(self._placement, self._catalogue)
         self._audited = -math.inf
@@ -160,24 +162,24 @@ class ChunkMemory:
             self._unpin(pinned)
         return found
 
-    def promote(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT, deadline: float = math.inf) -> None:
-        """Prefetch: bring those of the chunks that lie further off to tier 0, if that can take them.
+    def prefetch(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> Expected:
+        """Start to bring those of the chunks that lie further off to tier 0, and keep all of them where they are then.
 
-        No lookup is counted; whether it was of use is. Blocks for their copies. What has not begun to move by the
-        `deadline` stays where it is, as `late`.
+        What is held stays, and what tier 0 has no room for is left where it is. No lookup is counted; whether it was of
+        use is. Blocks for copies within the host's memory, not for tiers that take long. To be let go after the
+        fetch, or when they are not expected any more.
         """
-        for chunk_id in chunk_ids:
-            entry = self._catalogue.find(tenant, chunk_id)
-            if entry is None or entry.epoch != self.epoch or not entry.copies or 0 in entry.copies:
-                continue
-            level = min(entry.copies)
-            self._books.prefetch["issued"] += 1
-            self._books.prefetch["issued_bytes"] += entry.copies[level].cost_bytes
-            with suppress(TransferLate):
-                self._placement.bring(entry, level, deadline)
-            entry.early = 0 in entry.copies
-            self._books.prefetch["late"] += not entry.early
-            self._placement.settle(entry)
+        expected = Expected([], self._leave)
+        with ExitStack() as unless_all_is_well:
+            unless_all_is_well.callback(expected.let_go)
+            for chunk_id in chunk_ids:
+                # One by one: what is started first may be why another lies nowhere any more.
+                for entry in self._lying([chunk_id], tenant):
+                    if entry.epoch == self.epoch:
+                        self._ahead.start(entry)
+                        expected.entries.append(entry)
+            unless_all_is_well.pop_all()
+        return expected
 
     @contextmanager
     def pin(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> Iterator[None]:
@@ -274,6 +276,7 @@ class ChunkMemory:
             for tier in reversed(self.tiers):
                 closing.callback(tier.close)
             closing.callback(self._mover.close)
+            closing.callback(self._ahead.close)
 
     def _fetch(self, chunk_id: str, tenant: str, deadline: float) -> KVChunk | None:
         started = self._books.clock()
@@ -282,14 +285,19 @@ class ChunkMemory:
         if entry is not None and entry.epoch != self.epoch:
             self._miss_as_stale(entry)
             return None
-        reasons = set()
+        reasons, last_start = set(), deadline
+        try:
+            if entry is not None:
+                self._ahead.land(entry, deadline)
+        except TransferLate:
+            last_start = -math.inf  # it is on its way, and not brought a second time
         for level in range(len(self.tiers)):
             if entry is None or level not in entry.copies:
                 self._books.passed(level, tenant, entry.left.get(level, "cold") if entry else "cold")
                 continue
             reason = "corrupt"
             try:
-                chunk = self._placement.bring(entry, level, deadline)
+                chunk = self._placement.bring(entry, level, last_start)
                 if chunk is not None:
                     self._books.asked_for(entry)
                     self._books.hit(level, tenant)
@@ -350,6 +358,11 @@ class ChunkMemory:
     def _lying(self, chunk_ids: Iterable[str], tenant: str) -> list[Entry]:
         entries = (self._catalogue.find(tenant, chunk_id) for chunk_id in chunk_ids)
         return [entry for entry in entries if entry is not None and entry.copies]
+
+    def _leave(self, entries: Iterable[Entry]) -> None:
+        entries = list(entries)
+        self._ahead.give_up(entries)
+        self._forget_unless_wanted(entries)
 
     def _unpin(self, entries: Iterable[Entry]) -> None:
         entries = list(entries)

@@ -92,6 +92,16 @@ class Lends(Protocol):
 
 
 @runtime_checkable
+class ReadsAside(Tier, Protocol):
+    """A tier that takes long to read, into memory of the chunk's own, and lets other threads do it.
+
+    Meanwhile its owner may do anything else here but remove the chunk that is being read.
+    """
+
+    reads_aside: bool
+
+
+@runtime_checkable
 class Survives(Tier, Protocol):
     """A tier that outlives its process, and tells the next one what it holds without reading payloads."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import torch
@@ -28,6 +29,8 @@ from worldkv.memory.tiers.slab import SlabTier
 from worldkv.models.base import WorldModel
 from worldkv.runs.memory_check import MIB, at_key
 
+# Chunks read early at the same time. A window brings back a few; one that is slow must not hold up the next.
+READERS = 4
 # About as measured on two CPU cores (benchmarks/transfer_cpu_202611.md, disk_tier_cpu_202611.md): what eviction by cost
 # has to know is only that a disk takes many times as long as memory.
 REFETCH = {"host": Refetch(0.0, 7e9), "disk": Refetch(6e-4, 1e9)}
@@ -49,7 +52,7 @@ def open_memory(config: MemoryConfig, model: WorldModel, *, listener: Listener =
             opened.callback(tiers[-1].close)
             if not tier.keeps:
                 _empty(tiers[-1])
-        mover = VerifyingMover(_link(tiers, model.device))
+        mover = VerifyingMover(_link(tiers, model.device), readers=ThreadPoolExecutor(READERS, "worldkv-readers"))
         opened.callback(mover.close)
         rules = [_rules(config, tier, model.geometry) for tier in config.tiers]
         memory = ChunkMemory(tiers, model.epoch, rules, mover, listener)

@@ -40,7 +40,7 @@ def test_spans_name_session_and_chunk_and_lie_within_the_run(config):
     assert [span.about["index"] for span in sessions] == [0, 1, 2, 3]
     assert {span.about["session"] for span in sessions} == {"rooms-0/worldkv"}
     stages = {span.name for span in heard if span.track == "rollout"}
-    assert stages == {"retrieve", "assemble", "denoise", "clean pass", "compress and admit", "decode"}
+    assert stages == {"retrieve", "assemble", "look ahead", "denoise", "clean pass", "compress and admit", "decode"}
     writes = [span for span in heard if span.track.startswith("tier ") and span.name == "write"]
     assert all({"tenant", "chunk", "index"} <= set(span.about) for span in writes)
     assert all(span.started <= span.ended for span in heard)

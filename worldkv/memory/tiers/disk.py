@@ -54,6 +54,7 @@ class DiskTier:
     """Chunks in a folder within `capacity_bytes`. See `Tier`; made by `open`."""
 
     verifies = True
+    reads_aside = True
 
     def __init__(self, name: str, folder: Path, capacity_bytes: int, disk: Disk, lock: int) -> None:
         self.name, self.folder, self.capacity_bytes = name, folder, capacity_bytes

@@ -110,6 +110,7 @@ class DurableTier:
     """Chunks in an object store within `capacity_bytes`. See `Tier`; made by `open_durable_tier`."""
 
     verifies = True
+    reads_aside = True
 
     def __init__(self, name: str, store: Any, root: str, capacity_bytes: int) -> None:
         self.name, self.root, self.capacity_bytes = name, root, capacity_bytes
