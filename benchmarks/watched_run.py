@@ -32,7 +32,6 @@ from monitoring.snapshot import JobSnapshot, Snapshot, TenantSnapshot
 from monitoring.trace import TraceFile
 from worldkv import config as run_config
 from worldkv.durations import DurationBook
-from worldkv.memory.store import ChunkMemory
 from worldkv.runs.generate import generate
 from worldkv.runs.meter import Meter
 
@@ -117,7 +116,7 @@ def watched_run(folder: Path, overrides: Sequence[str] = ()) -> Iterator[Watched
             gpus = GpuReader(print, FakeNvml([at_its_power_cap()])).open()
             run = LocalRun(Enriched(exporter, progress), "rooms", sessions=config.batch_sessions, gpus=gpus)
             with TraceFile(folder / "trace.json") as trace, (folder / "log.jsonl").open("w") as log:
-                meter = Prefetching(run, both(trace, JsonLog(log)))
+                meter = Meter(run, both(trace, JsonLog(log)))
                 generate(config, meter=meter, progress=progress)
             run.finish()
             time.sleep(3 * SCRAPE_SECONDS)
@@ -165,15 +164,6 @@ class Enriched:
                 replication_pending_bytes=0,
             )
         )
-
-
-class Prefetching(Meter):
-    """Brings what was used last of the second tier back into the first, as a forecast might want it."""
-
-    def tell(self, memory: ChunkMemory) -> None:
-        """See `Meter.tell`."""
-        memory.promote(memory.lying()[1][-1:])
-        super().tell(memory)
 
 
 def _settings(folder: Path) -> list[str]:
