@@ -14,6 +14,8 @@ WorldKVError
 ├ TrajectoryError (ValueError)    the file or notation, and its fault
 ├ CheckpointError (ValueError)    file, tensor, expected and found shape
 ├ DatasetError (ValueError)       path and fault
+├ SnapshotError (ValueError)      what contradicts what in a scheduler's snapshot
+├ TraceError (ValueError)         file, line and fault of a recorded trace
 ├ OutputError (OSError)           an output folder that cannot be used
 └ ModelError (RuntimeError)
 
@@ -80,6 +82,14 @@ class CheckpointError(WorldKVError, ValueError):
 
 class DatasetError(WorldKVError, ValueError):
     """A dataset that is malformed or fails verification."""
+
+
+class SnapshotError(WorldKVError, ValueError):
+    """A snapshot handed to the scheduler that contradicts itself."""
+
+
+class TraceError(WorldKVError, ValueError):
+    """A recorded trace that cannot be replayed."""
 
 
 class OutputError(WorldKVError, OSError):

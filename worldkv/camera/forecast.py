@@ -31,20 +31,21 @@ def extrapolate(recent_F44: FloatArray, frames: int) -> FloatArray:
     if len(recent_F44) == 0:
         raise TrajectoryError("a forecast needs at least one recent pose, there is none")
     moves_F44 = relative_framewise(recent_F44)[1:]
-    screw_6 = _screws(moves_F44).mean(axis=0) if len(moves_F44) else np.zeros(6)
-    ahead_F44 = _poses_of(np.arange(1, frames + 1)[:, None] * screw_6)
+    screw_6 = screws(moves_F44).mean(axis=0) if len(moves_F44) else np.zeros(6)
+    ahead_F44 = poses_of_screws(np.arange(1, frames + 1)[:, None] * screw_6)
     coming_F44: FloatArray = recent_F44[-1] @ ahead_F44
     return coming_F44
 
 
-def _screws(relative_F44: FloatArray) -> FloatArray:
-    # Screw coordinates [F, 6]: turn vector in radians, then velocity, whose exponential is the relative pose.
+def screws(relative_F44: FloatArray) -> FloatArray:
+    """Screw coordinates [F, 6]: turn vector in radians, then velocity, whose exponential is the relative pose."""
     turn_F3 = Rotation.from_matrix(relative_F44[:, :3, :3]).as_rotvec()
     velocity_F3 = np.linalg.solve(_left_jacobian(turn_F3), relative_F44[:, :3, 3:])[..., 0]
     return np.concatenate([turn_F3, velocity_F3], axis=1)
 
 
-def _poses_of(screw_F6: FloatArray) -> FloatArray:
+def poses_of_screws(screw_F6: FloatArray) -> FloatArray:
+    """The relative poses [F, 4, 4] whose screw coordinates these are: the inverse of `screws`."""
     turn_F3, velocity_F3 = screw_F6[:, :3], screw_F6[:, 3:]
     place_F3 = (_left_jacobian(turn_F3) @ velocity_F3[..., None])[..., 0]
     return make_poses(Rotation.from_rotvec(turn_F3).as_matrix(), place_F3)

@@ -63,7 +63,7 @@ def mean_pose(c2w_NF44: NDArray[np.floating], *, parity: bool = False) -> Floats
         raise TrajectoryError(f"chunk poses of shape {poses.shape} hold values that are not finite")
     mean: Floats = poses.mean(axis=-3)
     if not parity:
-        mean[..., :3, :3] = _nearest_rotation(mean[..., :3, :3])
+        mean[..., :3, :3] = nearest_rotation(mean[..., :3, :3])
     return mean
 
 
@@ -191,7 +191,8 @@ def select(distance_N: Floats, chunk_N: Sequence[int] | range | Ints, count: int
     return rank(distance_N, chunk_N)[: checked(count)]
 
 
-def _nearest_rotation(matrix_N33: Floats) -> Floats:
+def nearest_rotation(matrix_N33: Floats) -> Floats:
+    """The rotation nearest to each matrix [..., 3, 3], by polar decomposition."""
     u, _, vt = np.linalg.svd(matrix_N33)
     rotation_N33: Floats = u @ vt
     mirrored_N = np.linalg.det(rotation_N33) < 0

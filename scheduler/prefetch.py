@@ -1,0 +1,364 @@
+"""Which chunks move nearer before their windows are assembled, in what order, and who makes way for them.
+
+    snapshot -> forecast -> revisits -> demands, by value -> transfers that fit the budgets
+
+- Value = probability x urgency x seconds of stall avoided. What cannot arrive in time has no value as a prefetch: it is
+  named as late, and the session's policy decides.
+- Links carry one transfer after another, staging holds so many bytes at once, tiers and tenants have their capacities.
+- What is committed is never displaced, nor is what is worth as much as what would take its place.
+- Nothing begun is forgotten: it goes on, or is cancelled because the camera turned away.
+
+Shapes: N past chunks of a session, H chunks ahead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from scheduler.forecast import Forecast, Predictor, forecast
+from scheduler.revisits import Revisits, predict_revisits
+from scheduler.snapshot import Floats, MemoryView, SessionView, check_memory
+
+CHUNKS_AHEAD_SCRIPTED = 4
+"""A script is exact however far: four windows ahead hide a path four times slower than one window's worth of time."""
+CHUNKS_AHEAD_LIVE = 2
+"""Keys are held for about a chunk; three chunks ahead fewer than half of the ways are still right."""
+LEAST_PROBABILITY = 0.3
+"""Below it more bytes are wasted than are useful. From 0.15 to 0.5 on the tuning traces, precision rises by 9 points
+and what is on time falls by 3 (benchmarks/prefetch_policies.py)."""
+CANCEL_BELOW = 0.05
+"""A transfer under way is half paid for: it is cut off only where hardly any way still leads to it."""
+LATER_DISCOUNT = 0.9
+"""Per chunk ahead: of two chunks as likely the one asked for first is worth more."""
+NEARNESS_WORTH = 0.25
+"""Worth of a resident chunk that no forecast asks for but that was seen from right here: a turn brings it back."""
+LATE_MATTERS = 0.5
+"""Likelier than not: from here on a chunk that cannot arrive in time is told to the session."""
+
+
+class Transfer(NamedTuple):
+    """One chunk's way from tier to tier."""
+
+    session: str
+    tenant: str
+    chunk: int
+    from_tier: int
+    to_tier: int
+    nbytes: int
+    probability: float
+    value: float
+    """Seconds of stall that it is expected to avoid, weighed by urgency."""
+    deadline_seconds: float
+    arrives_seconds: float
+    """If links keep their rates."""
+    reduced: bool = False
+    """The copy with less detail."""
+
+
+class Displaced(NamedTuple):
+    """A chunk that goes one tier down, or out of the last, to make room."""
+
+    session: str
+    chunk: int
+    tier: int
+    nbytes: int
+
+
+class Late(NamedTuple):
+    """A chunk that cannot be there when its window is assembled."""
+
+    session: str
+    chunk: int
+    probability: float
+    deadline_seconds: float
+    arrives_seconds: float
+    """Infinite where nothing can bring it."""
+    decision: str
+    """wait, reduced or without: what the session's policy says."""
+
+
+class Cancelled(NamedTuple):
+    """A transfer under way that nobody needs any more."""
+
+    session: str
+    chunk: int
+
+
+@dataclass(frozen=True)
+class PrefetchPlan:
+    """What to do until the next plan, which takes its place: what has not begun by then is dropped."""
+
+    transfers: tuple[Transfer, ...] = ()
+    """In the order in which they should begin."""
+    displaced: tuple[Displaced, ...] = ()
+    """To be gone before the transfers that they make room for; in that order."""
+    late: tuple[Late, ...] = ()
+    cancelled: tuple[Cancelled, ...] = ()
+    leaving: tuple[tuple[str, int], ...] = ()
+    """Sessions' chunks in tier 0 in the order in which they should go if room is needed before the next plan."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> demands that were not planned: room, share, staging, link, late."""
+    ignored: tuple[str, ...] = ()
+    """Predictors that were passed over, one log line each."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What experiments vary; the defaults are what was found best on the tuning traces."""
+
+    chunks_ahead_scripted: int = CHUNKS_AHEAD_SCRIPTED
+    chunks_ahead_live: int = CHUNKS_AHEAD_LIVE
+    least_probability: float = LEAST_PROBABILITY
+    nearness_worth: float = NEARNESS_WORTH
+
+
+class _Demand(NamedTuple):
+    session: SessionView
+    row: int
+    probability: float
+    deadline: float
+    worth: float
+    value: float
+
+
+def plan_prefetch(
+    view: MemoryView, predictors: Mapping[str, Sequence[Predictor]] | None = None, settings: Settings | None = None
+) -> PrefetchPlan:
+    """What one worker should move now. Pure: the same view and predictors give the same plan.
+
+    `predictors`: session -> sources of forecasts, surest first. Raises SnapshotError where the view contradicts itself.
+    """
+    check_memory(view)
+    settings = settings or Settings()
+    if not view.tiers:
+        return PrefetchPlan()
+    told = [_foresee(session, (predictors or {}).get(session.session, ()), settings) for session in view.sessions]
+    planning = _Planning(view, [_worth(revisits, settings) for _, revisits in told])
+    demands: list[_Demand] = []
+    for (_, revisits), session, worth_N in zip(told, view.sessions, planning.worth, strict=True):
+        demands += planning.demands(session, revisits, worth_N, settings.least_probability)
+        planning.cancel(session, revisits)
+    # Equal values in the order of sessions and of rows, newest last: the same plan on every machine.
+    for demand in sorted(demands, key=lambda demand: -demand.value):
+        planning.plan(demand)
+    return planning.finish(tuple(itertools.chain.from_iterable(known.ignored for known, _ in told)))
+
+
+def _foresee(session: SessionView, predictors: Sequence[Predictor], settings: Settings) -> tuple[Forecast, Revisits]:
+    scripted = session.script_F44 is not None and len(session.script_F44) >= session.frames_per_chunk
+    known = forecast(session, settings.chunks_ahead_scripted if scripted else settings.chunks_ahead_live, predictors)
+    return known, predict_revisits(session, known)
+
+
+def _worth(revisits: Revisits, settings: Settings) -> Floats:
+    """What each chunk is worth on the device: how likely and soon it is asked for, and how near it was seen from."""
+    discount_H = LATER_DISCOUNT ** np.arange(len(revisits.chance_HN))
+    soon_N = (revisits.chance_HN * discount_H[:, None]).max(axis=0, initial=0.0)
+    return np.asarray(soon_N + settings.nearness_worth * revisits.nearness_N * (1 - soon_N))
+
+
+class _Planning:
+    """Budgets that shrink while one plan is made."""
+
+    def __init__(self, view: MemoryView, worth: Sequence[Floats]) -> None:
+        self.view, self.worth = view, worth
+        self.free_at = [max(view.now_seconds, link.free_seconds) for link in view.links]
+        self.free_bytes = [tier.capacity_bytes - tier.used_bytes for tier in view.tiers]
+        self.used_by = [Counter(tier.used_by) for tier in view.tiers]
+        self.staging = view.staging_bytes - view.staged_bytes
+        self.transfers: list[Transfer] = []
+        self.displaced: list[Displaced] = []
+        self.late: list[Late] = []
+        self.cancelled: list[Cancelled] = []
+        self.skipped: Counter[str] = Counter()
+        self._victims: dict[int, list[tuple[float, int, int]]] = {}
+
+    def demands(
+        self,
+        session: SessionView,
+        revisits: Revisits,
+        worth_N: Floats,
+        least_probability: float,
+    ) -> Iterator[_Demand]:
+        """Chunks likely to be asked for that lie in a colder tier and are not under way."""
+        table = session.table
+        chance_N = revisits.chance_HN.max(axis=0, initial=0.0)
+        wanted_N = (chance_N >= least_probability) & (table.tier_N > 0) & ~table.committed_N
+        for row in np.flatnonzero(wanted_N & np.isinf(table.arrives_N)).tolist():
+            # The first window for which it is likely enough sets the deadline.
+            step = int((revisits.chance_HN[:, row] >= least_probability).argmax())
+            deadline = float(revisits.deadline_H[step])
+            seconds = self.fetch_seconds(int(table.tier_N[row]), int(table.nbytes_N[row]))
+            slack = max(deadline - self.view.now_seconds, 1e-9)
+            # With time to spare it can wait; with none it must begin now.
+            urgency = min(1.0, seconds / slack)
+            probability = float(chance_N[row])
+            value = probability * urgency * seconds if math.isfinite(seconds) else 0.0
+            yield _Demand(session, row, probability, deadline, float(worth_N[row]), value)
+
+    def fetch_seconds(self, tier: int, nbytes: int) -> float:
+        """To bring so many bytes to tier 0 over idle links; infinite where a link carries nothing."""
+        rates = [(link.latency_seconds, link.bytes_per_second) for link in self.view.links[:tier]]
+        return sum(latency + nbytes / rate if rate else math.inf for latency, rate in rates)
+
+    def cancel(self, session: SessionView, revisits: Revisits) -> None:
+        """Name what is under way although hardly any way leads to it."""
+        table = session.table
+        under_way_N = np.isfinite(table.arrives_N) & (table.tier_N > 0) & ~table.committed_N
+        under_way_N &= table.arrives_N > self.view.now_seconds
+        under_way_N &= revisits.chance_HN.max(axis=0, initial=0.0) < CANCEL_BELOW
+        if len(revisits.chance_HN):
+            self.cancelled += [Cancelled(session.session, chunk) for chunk in table.chunk_N[under_way_N].tolist()]
+
+    def plan(self, demand: _Demand) -> None:
+        """Move the chunk of a demand, or say why not."""
+        table, row = demand.session.table, demand.row
+        tier, nbytes, reduced = int(table.tier_N[row]), int(table.nbytes_N[row]), False
+        arrives = self._arrival(tier, 0, nbytes)
+        if arrives > demand.deadline:
+            decision = self._decide(demand)
+            if demand.probability >= LATE_MATTERS:
+                name, chunk = demand.session.session, int(table.chunk_N[row])
+                self.late.append(Late(name, chunk, demand.probability, demand.deadline, arrives, decision))
+            if decision == "without" or math.isinf(arrives):
+                self.skipped["link" if math.isinf(arrives) else "late"] += 1
+                return
+            if decision == "reduced":
+                assert table.reduced_tier_N is not None
+                assert table.reduced_nbytes_N is not None
+                tier, nbytes, reduced = int(table.reduced_tier_N[row]), int(table.reduced_nbytes_N[row]), True
+                if tier == 0:
+                    return
+        if nbytes > self.staging:
+            self.skipped["staging"] += 1
+            return
+        # What finds no room near the model may wait for its turn one tier farther.
+        for target in range(tier):
+            why_not = self._make_room(demand, target, nbytes)
+            if why_not is None:
+                self._carry(demand, (tier, target), nbytes, reduced)
+                return
+            if target == 0:
+                self.skipped[why_not] += 1
+
+    def finish(self, ignored: tuple[str, ...]) -> PrefetchPlan:
+        """The plan as far as it was made."""
+        return PrefetchPlan(
+            tuple(self.transfers),
+            tuple(self.displaced),
+            tuple(self.late),
+            tuple(self.cancelled),
+            tuple(
+                (self.view.sessions[number].session, int(self.view.sessions[number].table.chunk_N[row]))
+                for _, number, row in self._residents(0)
+            ),
+            dict(self.skipped),
+            ignored,
+        )
+
+    def _decide(self, demand: _Demand) -> str:
+        """What the session does about a chunk that comes too late."""
+        table, row, policy = demand.session.table, demand.row, demand.session.late_policy
+        if policy != "reduced":
+            return policy
+        if table.reduced_tier_N is None or table.reduced_nbytes_N is None or table.reduced_tier_N[row] < 0:
+            return "wait"
+        reduced_arrives = self._arrival(int(table.reduced_tier_N[row]), 0, int(table.reduced_nbytes_N[row]))
+        return "reduced" if reduced_arrives <= demand.deadline else "wait"
+
+    def _arrival(self, tier: int, target: int, nbytes: int) -> float:
+        at = self.view.now_seconds
+        for number in range(tier - 1, target - 1, -1):
+            link = self.view.links[number]
+            seconds = nbytes / link.bytes_per_second if link.bytes_per_second else math.inf
+            at = max(at, self.free_at[number]) + link.latency_seconds + seconds
+        return at
+
+    def _carry(self, demand: _Demand, way: tuple[int, int], nbytes: int, reduced: bool) -> None:
+        """Book the links, the staging and the room."""
+        tier, target = way
+        session, table = demand.session, demand.session.table
+        at = self.view.now_seconds
+        for number in range(tier - 1, target - 1, -1):
+            link = self.view.links[number]
+            at = max(at, self.free_at[number]) + link.latency_seconds + nbytes / link.bytes_per_second
+            self.free_at[number] = at
+        self.staging -= nbytes
+        self.free_bytes[target] -= nbytes
+        self.used_by[target][session.tenant] += nbytes
+        chunk = int(table.chunk_N[demand.row])
+        self.transfers.append(
+            Transfer(
+                session.session,
+                session.tenant,
+                chunk,
+                tier,
+                target,
+                nbytes,
+                demand.probability,
+                demand.value,
+                demand.deadline,
+                at,
+                reduced,
+            )
+        )
+
+    def _make_room(self, demand: _Demand, target: int, nbytes: int) -> str | None:
+        """Displace what is worth less until the chunk fits; the reason where it cannot, and then nothing changed."""
+        tier, tenant = self.view.tiers[target], demand.session.tenant
+        over = self.used_by[target][tenant] + nbytes - tier.limits.get(tenant, tier.capacity_bytes)
+        short = nbytes - self.free_bytes[target]
+        if over <= 0 and short <= 0:
+            return None
+        if nbytes > min(tier.capacity_bytes, tier.limits.get(tenant, tier.capacity_bytes)):
+            return "share" if nbytes <= tier.capacity_bytes else "room"
+        chosen: list[tuple[float, int, int]] = []
+        lost: Counter[str] = Counter()
+        for victim in self._residents(target):
+            if over <= 0 and short <= 0:
+                break
+            worth, number, row = victim
+            if worth >= demand.worth:
+                break
+            owner = self.view.sessions[number]
+            taken = int(owner.table.nbytes_N[row])
+            own = owner.tenant == tenant
+            left = self.used_by[target][owner.tenant] - lost[owner.tenant] - taken
+            if not own and (over > 0 >= short or left < tier.reserved.get(owner.tenant, 0)):
+                continue
+            chosen.append(victim)
+            lost[owner.tenant] += taken
+            short -= taken
+            over -= taken if own else 0
+        if over > 0 or short > 0:
+            return "share" if over > 0 else "room"
+        for victim in chosen:
+            self._displace(target, victim)
+        return None
+
+    def _displace(self, tier: int, victim: tuple[float, int, int]) -> None:
+        _, number, row = victim
+        owner = self.view.sessions[number]
+        nbytes = int(owner.table.nbytes_N[row])
+        self._victims[tier].remove(victim)
+        self.free_bytes[tier] += nbytes
+        self.used_by[tier][owner.tenant] -= nbytes
+        self.displaced.append(Displaced(owner.session, int(owner.table.chunk_N[row]), tier, nbytes))
+
+    def _residents(self, tier: int) -> list[tuple[float, int, int]]:
+        """What may leave a tier, least worth first: (worth, number of the session, row)."""
+        if tier not in self._victims:
+            found: list[tuple[float, int, int]] = []
+            for number, session in enumerate(self.view.sessions):
+                here_N = (session.table.tier_N == tier) & ~session.table.committed_N
+                rows = np.flatnonzero(here_N)
+                found += zip(self.worth[number][rows].tolist(), itertools.repeat(number), rows.tolist())
+            self._victims[tier] = sorted(found)
+        return self._victims[tier]
