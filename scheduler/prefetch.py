@@ -170,7 +170,7 @@ class _Planning:
     def __init__(self, view: MemoryView, worth: Sequence[Floats]) -> None:
         self.view, self.worth = view, worth
         self.free_at = [max(view.now_seconds, link.free_seconds) for link in view.links]
-        self.free_bytes = [tier.capacity_bytes - tier.used_bytes for tier in view.tiers]
+        self.free_bytes = [tier.capacity_bytes - tier.used_bytes - tier.kept_free_bytes for tier in view.tiers]
         self.used_by = [Counter(tier.used_by) for tier in view.tiers]
         self.staging = view.staging_bytes - view.staged_bytes
         self.transfers: list[Transfer] = []
@@ -317,7 +317,7 @@ class _Planning:
         short = nbytes - self.free_bytes[target]
         if over <= 0 and short <= 0:
             return None
-        if nbytes > min(tier.capacity_bytes, tier.limits.get(tenant, tier.capacity_bytes)):
+        if nbytes > min(tier.capacity_bytes - tier.kept_free_bytes, tier.limits.get(tenant, tier.capacity_bytes)):
             return "share" if nbytes <= tier.capacity_bytes else "room"
         chosen: list[tuple[float, int, int]] = []
         lost: Counter[str] = Counter()

@@ -29,6 +29,10 @@ LatePolicy = Literal["wait", "reduced", "without"]
 nearer (and wait only where there is none), or go on without it."""
 
 
+Ranking = Literal["pose", "yaw"]
+"""The rankings of retrieval that can be forecast."""
+
+
 @dataclass(frozen=True)
 class TierView:
     """One tier of a worker's memory."""
@@ -37,6 +41,8 @@ class TierView:
     capacity_bytes: int
     used_bytes: int
     """What lies here, and room that is promised to transfers under way."""
+    kept_free_bytes: int = 0
+    """Room that will be needed before the next plan, as by chunks that leave windows; there need not be so much yet."""
     used_by: Mapping[str, int] = field(default_factory=dict)
     """Tenant -> bytes of it; tenants not named use none. Sums to `used_bytes` or less: others' bytes may be unknown."""
     limits: Mapping[str, int] = field(default_factory=dict)
@@ -86,7 +92,7 @@ class Recall:
     retrieved_chunks: int = 4
     sink_chunks: int = 1
     recent_chunks: int = 2
-    ranking: Literal["pose", "yaw"] = "pose"
+    ranking: Ranking = "pose"
 
 
 @dataclass(frozen=True, eq=False)
