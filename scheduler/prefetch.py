@@ -29,10 +29,11 @@ from scheduler.snapshot import Floats, MemoryView, SessionView, check_memory
 CHUNKS_AHEAD_SCRIPTED = 4
 """A script is exact however far: four windows ahead hide a path four times slower than one window's worth of time."""
 CHUNKS_AHEAD_LIVE = 2
-"""Keys are held for about a chunk; three chunks ahead fewer than half of the ways are still right."""
-LEAST_PROBABILITY = 0.3
-"""Below it more bytes are wasted than are useful. From 0.15 to 0.5 on the tuning traces, precision rises by 9 points
-and what is on time falls by 3 (benchmarks/prefetch_policies.py)."""
+"""Keys are held for about a chunk: what lies farther ahead is known for few chunks (benchmarks/forecast_cpu_202611.md)."""
+LEAST_PROBABILITY = 0.5
+"""Likelier than not; below it more of what is moved is never used (benchmarks/prefetch_policies_cpu_202611.md)."""
+SURE = 0.95
+"""From here on a chunk is fetched as early as there is room: waiting would teach nothing."""
 CANCEL_BELOW = 0.05
 """A transfer under way is half paid for: it is cut off only where hardly any way still leads to it."""
 LATER_DISCOUNT = 0.9
@@ -145,9 +146,11 @@ def plan_prefetch(
     for (_, revisits), session, worth_N in zip(told, view.sessions, planning.worth, strict=True):
         demands += planning.demands(session, revisits, worth_N, settings.least_probability)
         planning.cancel(session, revisits)
-    # Equal values in the order of sessions and of rows, newest last: the same plan on every machine.
-    for demand in sorted(demands, key=lambda demand: -demand.value):
-        planning.plan(demand)
+    # Room goes to what is asked for first, links to what would stall most: what is far and slow must begin early, but
+    # not take the place of what is needed before it. Both sorts are stable: the same plan on every machine.
+    places = [planning.find_place(demand) for demand in sorted(demands, key=lambda demand: -demand.worth)]
+    for place in sorted(filter(None, places), key=lambda place: -place.demand.value):
+        planning.move(place)
     return planning.finish(tuple(itertools.chain.from_iterable(known.ignored for known, _ in told)))
 
 
@@ -162,6 +165,14 @@ def _worth(revisits: Revisits, settings: Settings) -> Floats:
     discount_H = LATER_DISCOUNT ** np.arange(len(revisits.chance_HN))
     soon_N = (revisits.chance_HN * discount_H[:, None]).max(axis=0, initial=0.0)
     return np.asarray(soon_N + settings.nearness_worth * revisits.nearness_N * (1 - soon_N))
+
+
+class _Place(NamedTuple):
+    """Where a demanded chunk would go, and what leaves for it."""
+
+    demand: _Demand
+    target: int
+    victims: list[tuple[float, int, int]]
 
 
 class _Planning:
@@ -200,6 +211,9 @@ class _Planning:
             # With time to spare it can wait; with none it must begin now.
             urgency = min(1.0, seconds / slack)
             probability = float(chance_N[row])
+            spare = slack - session.chunk_seconds - seconds * session.recall.retrieved_chunks
+            if step and probability < SURE and spare >= 0:
+                continue  # by the next plan more is known, and a whole window's worth can still arrive
             value = probability * urgency * seconds if math.isfinite(seconds) else 0.0
             yield _Demand(session, row, probability, deadline, float(worth_N[row]), value)
 
@@ -217,9 +231,21 @@ class _Planning:
         if len(revisits.chance_HN):
             self.cancelled += [Cancelled(session.session, chunk) for chunk in table.chunk_N[under_way_N].tolist()]
 
-    def plan(self, demand: _Demand) -> None:
-        """Move the chunk of a demand, or say why not."""
-        table, row = demand.session.table, demand.row
+    def find_place(self, demand: _Demand) -> _Place | None:
+        """The nearest tier that has room for the chunk, or makes it out of what is worth less; None where none does."""
+        row = demand.row
+        # What finds no room near the model may wait for its turn one tier farther.
+        for target in range(int(demand.session.table.tier_N[row])):
+            found = self._make_room(demand, target, int(demand.session.table.nbytes_N[row]))
+            if not isinstance(found, str):
+                return _Place(demand, target, found)
+            if target == 0:
+                self.skipped[found] += 1
+        return None
+
+    def move(self, place: _Place) -> None:
+        """Have the chunk carried to its place, or say why not."""
+        demand, table, row = place.demand, place.demand.session.table, place.demand.row
         tier, nbytes, reduced = int(table.tier_N[row]), int(table.nbytes_N[row]), False
         arrives = self._arrival(tier, 0, nbytes)
         if arrives > demand.deadline:
@@ -234,19 +260,14 @@ class _Planning:
                 assert table.reduced_tier_N is not None
                 assert table.reduced_nbytes_N is not None
                 tier, nbytes, reduced = int(table.reduced_tier_N[row]), int(table.reduced_nbytes_N[row]), True
-                if tier == 0:
+                if tier <= place.target:
                     return
         if nbytes > self.staging:
             self.skipped["staging"] += 1
             return
-        # What finds no room near the model may wait for its turn one tier farther.
-        for target in range(tier):
-            why_not = self._make_room(demand, target, nbytes)
-            if why_not is None:
-                self._carry(demand, (tier, target), nbytes, reduced)
-                return
-            if target == 0:
-                self.skipped[why_not] += 1
+        for victim in place.victims:
+            self._displace(place.target, victim)
+        self._carry(demand, (tier, place.target), nbytes, reduced)
 
     def finish(self, ignored: tuple[str, ...]) -> PrefetchPlan:
         """The plan as far as it was made."""
@@ -282,7 +303,7 @@ class _Planning:
         return at
 
     def _carry(self, demand: _Demand, way: tuple[int, int], nbytes: int, reduced: bool) -> None:
-        """Book the links, the staging and the room."""
+        """Book the links and the staging."""
         tier, target = way
         session, table = demand.session, demand.session.table
         at = self.view.now_seconds
@@ -291,8 +312,6 @@ class _Planning:
             at = max(at, self.free_at[number]) + link.latency_seconds + nbytes / link.bytes_per_second
             self.free_at[number] = at
         self.staging -= nbytes
-        self.free_bytes[target] -= nbytes
-        self.used_by[target][session.tenant] += nbytes
         chunk = int(table.chunk_N[demand.row])
         self.transfers.append(
             Transfer(
@@ -310,13 +329,14 @@ class _Planning:
             )
         )
 
-    def _make_room(self, demand: _Demand, target: int, nbytes: int) -> str | None:
-        """Displace what is worth less until the chunk fits; the reason where it cannot, and then nothing changed."""
+    def _make_room(self, demand: _Demand, target: int, nbytes: int) -> list[tuple[float, int, int]] | str:
+        """What to displace, all of it worth less, for the chunk to fit; the reason where it cannot."""
         tier, tenant = self.view.tiers[target], demand.session.tenant
         over = self.used_by[target][tenant] + nbytes - tier.limits.get(tenant, tier.capacity_bytes)
         short = nbytes - self.free_bytes[target]
         if over <= 0 and short <= 0:
-            return None
+            self._book(target, tenant, nbytes)
+            return []
         if nbytes > min(tier.capacity_bytes - tier.kept_free_bytes, tier.limits.get(tenant, tier.capacity_bytes)):
             return "share" if nbytes <= tier.capacity_bytes else "room"
         chosen: list[tuple[float, int, int]] = []
@@ -340,17 +360,21 @@ class _Planning:
         if over > 0 or short > 0:
             return "share" if over > 0 else "room"
         for victim in chosen:
-            self._displace(target, victim)
-        return None
+            self._victims[target].remove(victim)
+            owner = self.view.sessions[victim[1]]
+            self._book(target, owner.tenant, -int(owner.table.nbytes_N[victim[2]]))
+        self._book(target, tenant, nbytes)
+        return chosen
+
+    def _book(self, tier: int, tenant: str, nbytes: int) -> None:
+        self.free_bytes[tier] -= nbytes
+        self.used_by[tier][tenant] += nbytes
 
     def _displace(self, tier: int, victim: tuple[float, int, int]) -> None:
         _, number, row = victim
         owner = self.view.sessions[number]
-        nbytes = int(owner.table.nbytes_N[row])
-        self._victims[tier].remove(victim)
-        self.free_bytes[tier] += nbytes
-        self.used_by[tier][owner.tenant] -= nbytes
-        self.displaced.append(Displaced(owner.session, int(owner.table.chunk_N[row]), tier, nbytes))
+        table = owner.table
+        self.displaced.append(Displaced(owner.session, int(table.chunk_N[row]), tier, int(table.nbytes_N[row])))
 
     def _residents(self, tier: int) -> list[tuple[float, int, int]]:
         """What may leave a tier, least worth first: (worth, number of the session, row)."""

@@ -151,7 +151,9 @@ def read_trace(path: str | Path) -> list[SessionTrace]:
             if name not in heads:
                 raise TraceError(f"{where}: a chunk of session {name}, which no earlier line describes")
             if line.get("chunk") != len(frames[name]):
-                raise TraceError(f"{where}: session {name}: chunk {len(frames[name])} expected, got {line.get('chunk')}")
+                raise TraceError(
+                    f"{where}: session {name}: chunk {len(frames[name])} expected, got {line.get('chunk')}"
+                )
             frames[name].append(_poses(line, heads[name], where))
             if "hits" in line:
                 observed[name].append(_observed(line, where))

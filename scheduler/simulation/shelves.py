@@ -69,7 +69,9 @@ class Shelves:
         """The instance of a tier that a worker sees."""
         return self._shelves[tier][self.hardware.instance(self.hardware.tiers[tier].scope, worker)]
 
-    def promise(self, tier: int, worker: int, nbytes: int, order: Callable[[Shelf], Iterator[Key]] | None = None) -> bool:
+    def promise(
+        self, tier: int, worker: int, nbytes: int, order: Callable[[Shelf], Iterator[Key]] | None = None
+    ) -> bool:
         """Account for room, demoting what may go, in `order` if given; False, and nothing changed, where none is left."""
         shelf = self.shelf(tier, worker)
         short = shelf.used_bytes + nbytes - shelf.capacity_bytes
