@@ -217,12 +217,10 @@ def _draws() -> Floats:
 def _survival(habit: _Habit, lasted: int, frames: int) -> Floats:
     """Chance [frames] that a run that has lasted so long goes on for 1, 2, ... more frames."""
     length_R = np.minimum(np.arange(lasted, lasted + frames), LONGEST_RUN)
-    survival_R: Floats = np.cumprod(1 - habit.leaving_R[length_R])
-    return survival_R
+    return np.asarray(np.cumprod(1 - habit.leaving_R[length_R]))
 
 
 def _smooth(count_R: Floats) -> Floats:
     """Counts shared with run lengths nearby: 5 of 64 frames and 6 of 64 are the same habit."""
     total_R = np.concatenate([np.zeros(3), np.cumsum(count_R), np.full(2, count_R.sum())])
-    smooth_R: Floats = (total_R[5:] - total_R[:-5]) / 5.0
-    return smooth_R
+    return np.asarray((total_R[5:] - total_R[:-5]) / 5.0)

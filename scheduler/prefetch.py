@@ -29,7 +29,7 @@ from scheduler.snapshot import Floats, MemoryView, SessionView, check_memory
 CHUNKS_AHEAD_SCRIPTED = 4
 """A script is exact however far: four windows ahead hide a path four times slower than one window's worth of time."""
 CHUNKS_AHEAD_LIVE = 2
-"""Keys are held for about a chunk: what lies farther ahead is known for few chunks (benchmarks/forecast_cpu_202611.md)."""
+"""Keys are held for about a chunk: farther ahead few ways are right (benchmarks/forecast_cpu_202611.md)."""
 LEAST_PROBABILITY = 0.5
 """Likelier than not; below it more of what is moved is never used (benchmarks/prefetch_policies_cpu_202611.md)."""
 SURE = 0.95

@@ -115,7 +115,7 @@ class SessionView:
     """Every so manieth video frame of a chunk, from its first, is the pose of a latent frame."""
     script_F44: Floats | None = None
     """Exact poses from the first frame of `chunk` on, as far as they are known; None for live actions."""
-    recall: Recall = Recall()
+    recall: Recall = field(default_factory=Recall)
     late_policy: LatePolicy = "wait"
 
 
@@ -166,12 +166,59 @@ class RunningView:
     workers: tuple[str, ...]
     needs: Resources
     """On each of the workers."""
-    job: str = ""
     started_seconds: float = 0.0
     remaining_seconds: float = 0.0
     """Until it ends at its present pace; what a move has to pay for itself within."""
     chunk_bytes: int = 0
     """Bytes that a move takes along: those of its chunks that lie on the worker alone."""
+    leaving: bool = False
+    """Told to give up its workers at its next chunk boundary; it still has them."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunningTable:
+    """All placed sessions, with what is asked of all of them at once in columns; `running_table` makes one.
+
+    R rows, one for each session; n of (session, worker).
+    """
+
+    views: tuple[RunningView, ...] = ()
+    worker_n: tuple[str, ...] = ()
+    row_n: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    """Whose worker it is."""
+    needs_R3: Ints = field(default_factory=lambda: np.empty((0, 3), np.int64))
+    """Slots, bytes of the device, bytes of the host: on each worker."""
+    gang_R: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    """Workers."""
+    tenants: tuple[str, ...] = ()
+    tenant_R: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    """Place in `tenants`."""
+    leaving_R: Bools = field(default_factory=lambda: np.empty(0, bool))
+    started_R: Floats = field(default_factory=lambda: np.empty(0))
+    """Seconds."""
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+
+def running_table(running: Iterable[RunningView]) -> RunningTable:
+    """The columns of these sessions, in their order."""
+    views = tuple(running)
+    tenants = tuple(sorted({one.tenant for one in views}))
+    number_of = {tenant: number for number, tenant in enumerate(tenants)}
+    gang_R = np.array([len(one.workers) for one in views], np.int64)
+    needs = [(one.needs.slots, one.needs.device_bytes, one.needs.host_bytes) for one in views]
+    return RunningTable(
+        views=views,
+        worker_n=tuple(name for one in views for name in one.workers),
+        row_n=np.repeat(np.arange(len(views)), gang_R),
+        needs_R3=np.array(needs, np.int64).reshape(-1, 3),
+        gang_R=gang_R,
+        tenants=tenants,
+        tenant_R=np.array([number_of[one.tenant] for one in views], np.int64),
+        leaving_R=np.array([one.leaving for one in views], bool),
+        started_R=np.array([one.started_seconds for one in views], np.float64),
+    )
 
 
 @dataclass(frozen=True)
@@ -187,9 +234,48 @@ class PendingView:
     priority: int = 0
     """Among the sessions of its tenant, higher first."""
     waits_since_seconds: float = 0.0
-    job: str = ""
     near: Mapping[str, int] = field(default_factory=dict)
     """Worker or node -> bytes of the session's chunks that lie there."""
+
+
+@dataclass(frozen=True, eq=False)
+class PendingTable:
+    """All sessions that wait, in columns: there may be a hundred thousand. `pending_table` makes one of views."""
+
+    session_P: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+    """Names of those that have a session here."""
+    tenant_P: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    """Place in `tenants`."""
+    needs_P3: Ints = field(default_factory=lambda: np.empty((0, 3), np.int64))
+    """Slots, bytes of the device, bytes of the host: on each worker."""
+    gang_P: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    priority_P: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    waits_since_P: Floats = field(default_factory=lambda: np.empty(0))
+    """Seconds."""
+    near: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    """Row -> worker or node -> bytes, for those that have any."""
+
+    def __len__(self) -> int:
+        return len(self.session_P)
+
+
+def pending_table(pending: Iterable[PendingView]) -> PendingTable:
+    """The columns of these sessions, in their order."""
+    rows = list(pending)
+    tenants = tuple(sorted({one.tenant for one in rows}))
+    number_of = {tenant: number for number, tenant in enumerate(tenants)}
+    needs = [(one.needs.slots, one.needs.device_bytes, one.needs.host_bytes) for one in rows]
+    return PendingTable(
+        session_P=tuple(one.session for one in rows),
+        tenants=tenants,
+        tenant_P=np.array([number_of[one.tenant] for one in rows], np.int64),
+        needs_P3=np.array(needs, np.int64).reshape(-1, 3),
+        gang_P=np.array([one.gang for one in rows], np.int64),
+        priority_P=np.array([one.priority for one in rows], np.int64),
+        waits_since_P=np.array([one.waits_since_seconds for one in rows], np.float64),
+        near={row: one.near for row, one in enumerate(rows) if one.near},
+    )
 
 
 @dataclass(frozen=True)
@@ -210,8 +296,8 @@ class ClusterView:
 
     now_seconds: float
     workers: tuple[WorkerView, ...]
-    running: tuple[RunningView, ...] = ()
-    pending: tuple[PendingView, ...] = ()
+    running: RunningTable = field(default_factory=RunningTable)
+    pending: PendingTable = field(default_factory=PendingTable)
     tenants: Mapping[str, TenantView] = field(default_factory=dict)
     """Tenants not named have the default."""
 
@@ -237,31 +323,34 @@ def check_memory(view: MemoryView) -> None:
 
 def check_cluster(view: ClusterView) -> None:
     """Raise SnapshotError where the cluster's snapshot contradicts itself."""
-    workers = {worker.worker: worker for worker in view.workers}
-    if len(workers) != len(view.workers):
+    numbers = {worker.worker: number for number, worker in enumerate(view.workers)}
+    if len(numbers) != len(view.workers):
         raise SnapshotError(f"worker {_first_double(w.worker for w in view.workers)} is listed twice")
-    used: dict[str, list[int]] = {}
-    where: dict[str, tuple[str, ...]] = {}
-    for running in view.running:
-        if running.session in where:
-            raise SnapshotError(
-                f"session {running.session} runs on {', '.join(where[running.session])} and on "
-                f"{', '.join(running.workers)}: a session has one place"
-            )
-        where[running.session] = running.workers
-        _check_place(running, workers)
-        for name in running.workers:
-            taken = used.setdefault(name, [0, 0, 0])
-            taken[0] += running.needs.slots
-            taken[1] += running.needs.device_bytes
-            taken[2] += running.needs.host_bytes
-    for name, taken in used.items():
-        total = workers[name].total
-        has = (total.slots, total.device_bytes, total.host_bytes)
-        for what, asked, there in zip(("slots", "device bytes", "host bytes"), taken, has, strict=True):
-            if asked > there:
-                raise SnapshotError(f"worker {name}: its sessions take {asked} {what}, it has {there}")
+    views = view.running.views
+    where = {running.session: running for running in views}
+    if len(where) != len(views):
+        _refuse_two_places(views)
+    alive = {worker.worker: number for number, worker in enumerate(view.workers) if worker.alive}
+    number_n = [alive.get(name, -1) for name in view.running.worker_n]
+    if -1 in number_n:
+        _refuse_place(views[view.running.row_n[number_n.index(-1)]], numbers, view.workers)
+    for row in np.flatnonzero(view.running.gang_R != 1).tolist():
+        _check_gang(views[row], [view.workers[numbers[name]].node for name in views[row].workers])
+    _check_room(view.workers, number_n, view.running)
     _check_pending(view, where)
+
+
+def _check_room(workers: tuple[WorkerView, ...], number_n: list[int], running: RunningTable) -> None:
+    taken_W3 = np.zeros((len(workers), 3), np.int64)
+    np.add.at(taken_W3, number_n, running.needs_R3[running.row_n])
+    has_W3 = np.array([(w.total.slots, w.total.device_bytes, w.total.host_bytes) for w in workers], np.int64)
+    over = np.argwhere(taken_W3 > has_W3.reshape(-1, 3))
+    if len(over):
+        number, what = over[0].tolist()
+        raise SnapshotError(
+            f"worker {workers[number].worker}: its sessions take {taken_W3[number, what]} "
+            f"{('slots', 'device bytes', 'host bytes')[what]}, it has {has_W3[number, what]}"
+        )
 
 
 def _check_tier(tier: TierView) -> None:
@@ -297,36 +386,48 @@ def _check_session(session: SessionView, tiers: int) -> None:
         )
 
 
-def _check_place(running: RunningView, workers: Mapping[str, WorkerView]) -> None:
-    nodes = set()
+def _refuse_two_places(running: tuple[RunningView, ...]) -> None:
+    name = _first_double(one.session for one in running)
+    places = [", ".join(one.workers) for one in running if one.session == name]
+    raise SnapshotError(f"session {name} runs on {' and on '.join(places)}: a session has one place")
+
+
+def _refuse_place(running: RunningView, numbers: Mapping[str, int], workers: tuple[WorkerView, ...]) -> None:
     for name in running.workers:
-        worker = workers.get(name)
-        if worker is None:
+        if name not in numbers:
             raise SnapshotError(f"session {running.session} runs on worker {name}, which is not in the cluster")
-        if not worker.alive:
+        if not workers[numbers[name]].alive:
             raise SnapshotError(
                 f"session {running.session} runs on worker {name}, which is dead: report the session lost or pending"
             )
-        nodes.add(worker.node)
-    if len(nodes) != 1 or len(set(running.workers)) != len(running.workers):
+
+
+def _check_gang(running: RunningView, nodes: list[str]) -> None:
+    if len(set(nodes)) != 1 or len(set(running.workers)) != len(running.workers):
         raise SnapshotError(
-            f"session {running.session} runs on workers {', '.join(running.workers)} of {len(nodes)} nodes: "
+            f"session {running.session} runs on workers {', '.join(running.workers)} of {len(set(nodes))} nodes: "
             "a session needs distinct workers of one node"
         )
 
 
-def _check_pending(view: ClusterView, where: Mapping[str, tuple[str, ...]]) -> None:
-    names = {pending.session for pending in view.pending}
-    if len(names) != len(view.pending):
-        raise SnapshotError(f"session {_first_double(p.session for p in view.pending)} waits twice")
-    if both := names & set(where):
+def _check_pending(view: ClusterView, where: Mapping[str, RunningView]) -> None:
+    pending = view.pending
+    names = set(pending.session_P)
+    if len(names) != len(pending):
+        raise SnapshotError(f"session {_first_double(pending.session_P)} waits twice")
+    if both := names & where.keys():
         name = min(both)
-        raise SnapshotError(f"session {name} waits and runs on {', '.join(where[name])}")
-    for pending in view.pending:
-        if pending.gang < 1 or pending.needs.slots < 1:
-            raise SnapshotError(
-                f"session {pending.session}: gang={pending.gang}, slots={pending.needs.slots}: both must be 1 or more"
-            )
+        raise SnapshotError(f"session {name} waits and runs on {', '.join(where[name].workers)}")
+    columns = (pending.tenant_P, pending.needs_P3, pending.gang_P, pending.priority_P, pending.waits_since_P)
+    if {len(column) for column in columns} != {len(pending)}:
+        raise SnapshotError(f"{len(pending)} sessions wait, their columns have {[len(one) for one in columns]} rows")
+    few_P = np.minimum(pending.gang_P, pending.needs_P3[:, 0]) < 1
+    if few_P.any():
+        row = int(few_P.argmax())
+        raise SnapshotError(
+            f"session {pending.session_P[row]}: gang={pending.gang_P[row]}, slots={pending.needs_P3[row, 0]}: "
+            "both must be 1 or more"
+        )
     for tenant, entitled in view.tenants.items():
         if not 0 < entitled.weight < np.inf or entitled.reserved_slots < 0:
             raise SnapshotError(

@@ -3,8 +3,8 @@
 The first line is the header, `{"format": "worldkv-trace", "version": 1}`. Then, in any order:
 
 - `{"kind": "session", "session": ID, "tenant": ID, "arrives_seconds": S, "scripted": true, "chunk_seconds": S,
-  "chunk_bytes": B, "frames_per_chunk": F, "latent_stride": K, "retrieved_chunks": N, "sink_chunks": N, "recent_chunks": N,
-  "ranking": "pose", "gang": 1, "priority": 0, "job": ""}`: before any of its chunks.
+  "chunk_bytes": B, "frames_per_chunk": F, "latent_stride": K, "retrieved_chunks": N, "sink_chunks": N,
+  "recent_chunks": N, "ranking": "pose", "gang": 1, "priority": 0, "job": ""}`: before any of its chunks.
 - `{"kind": "chunk", "session": ID, "chunk": I, "c2w": [[12 numbers, the upper rows of a pose], ...]}`: the poses of the
   video frames of one chunk, in the order of chunks. A recorded run adds what came of it: `"hits": {"device": 3, ...}`,
   `"missed": 0`, `"stall_seconds": S`.
@@ -58,7 +58,7 @@ class SessionTrace:
     scripted: bool = False
     """Whether all poses are known when it starts."""
     latent_stride: int = 1
-    recall: Recall = Recall()
+    recall: Recall = field(default_factory=Recall)
     gang: int = 1
     priority: int = 0
     job: str = ""

@@ -98,7 +98,7 @@ class Live:
 
 def make_live(number: int, trace: SessionTrace, tenant: Counts) -> Live:
     """A session before its first chunk; `tenant` is what was learned of its tenant's others."""
-    chunks, recall = trace.chunks, trace.recall
+    chunks = trace.chunks
     latent = trace.c2w_F44[: chunks * trace.frames_per_chunk].reshape(chunks, -1, 4, 4)[:, :: trace.latent_stride]
     pose_C44 = mean_pose(latent)
     wanted = _retrieved(pose_C44, trace)

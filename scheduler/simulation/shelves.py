@@ -72,7 +72,7 @@ class Shelves:
     def promise(
         self, tier: int, worker: int, nbytes: int, order: Callable[[Shelf], Iterator[Key]] | None = None
     ) -> bool:
-        """Account for room, demoting what may go, in `order` if given; False, and nothing changed, where none is left."""
+        """Account for room, demoting what may go, in `order` if given; False where none is left: nothing changed."""
         shelf = self.shelf(tier, worker)
         short = shelf.used_bytes + nbytes - shelf.capacity_bytes
         if short > 0:

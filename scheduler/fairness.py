@@ -1,0 +1,104 @@
+"""Whose session is served next: weighted dominant-resource fairness over tenants, with reservations and priorities.
+
+A tenant's dominant share is the largest part it uses of anything the cluster has, divided by its weight. The tenant
+with the smallest one is served, again and again: so a tenant's queue, long as it may be, moves its own share alone. The
+order of all that wait is found at once by sorting, as the share before each session of a queue is known beforehand.
+
+Shapes: P pending sessions, T tenants, R = 3 resources (slots, bytes of device and host memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from scheduler.snapshot import ClusterView, Floats, Ints, PendingTable, Resources, RunningTable, TenantView
+
+STARVING_SECONDS = 120.0
+"""A session that waited so long goes to the head of its tenant's queue, and a sharded one has a node kept free: a
+rollout of a minute of video takes about so long."""
+
+
+def service_order(view: ClusterView, total: Resources, starving_seconds: float = STARVING_SECONDS) -> list[int]:
+    """Numbers of pending sessions in the order in which they should be placed; those beyond a limit are left out.
+
+    First those within their tenant's reservation, then by dominant share. O(P log P).
+    """
+    pending, tenants = view.pending, view.pending.tenants
+    if not len(pending):
+        return []
+    entitled = [view.tenants.get(tenant, TenantView()) for tenant in tenants]
+    queue_P = _queues(pending, view.now_seconds - starving_seconds)
+    tenant_P = pending.tenant_P[queue_P]
+    needs_P3 = (pending.needs_P3 * pending.gang_P[:, None])[queue_P].astype(np.float64)
+    before_P3 = used_by_tenant(view.running, tenants)[tenant_P] + _earlier_in_queue(needs_P3, tenant_P)
+    total_3 = np.array([total.slots, total.device_bytes, total.host_bytes], np.float64)
+    part_P3 = before_P3 / np.where(total_3 > 0, total_3, np.inf)
+    share_P = part_P3.max(axis=1) / np.array([one.weight for one in entitled])[tenant_P]
+    reserved_P = before_P3[:, 0] < np.array([one.reserved_slots for one in entitled])[tenant_P]
+    limit_T = np.array([np.inf if one.limit_slots is None else one.limit_slots for one in entitled])
+    within_P = before_P3[:, 0] + needs_P3[:, 0] <= limit_T[tenant_P]
+    # Stable, and queues are sorted: equal sessions are served in the same order on every machine.
+    order_P = np.lexsort((share_P, ~reserved_P))
+    served: list[int] = queue_P[order_P[within_P[order_P]]].tolist()
+    return served
+
+
+def used_by_tenant(running: RunningTable, tenants: Sequence[str]) -> Floats:
+    """What the sessions of each tenant hold, [T, R]; those that are leaving count no more."""
+    used_t3 = np.zeros((len(running.tenants), 3))
+    np.add.at(used_t3, running.tenant_R, running.needs_R3 * (running.gang_R * ~running.leaving_R)[:, None])
+    used = dict(zip(running.tenants, used_t3, strict=True))
+    return np.array([used.get(tenant, np.zeros(3)) for tenant in tenants]).reshape(-1, 3)
+
+
+def fair_slots(demand: Mapping[str, int], tenants: Mapping[str, TenantView], slots: int) -> dict[str, float]:
+    """How many of `slots` each tenant is entitled to of what it could use: weighted max-min, reservations first.
+
+    What one does not want goes to the others by weight. Sums to `slots`, or to all that is wanted if that is less.
+    """
+    entitled = {name: tenants.get(name, TenantView()) for name in sorted(demand)}
+    most = {
+        name: float(min(demand[name], slots if one.limit_slots is None else one.limit_slots))
+        for name, one in entitled.items()
+    }
+    got = {name: float(min(most[name], one.reserved_slots)) for name, one in entitled.items()}
+    reserved = sum(got.values())
+    if reserved > slots:  # more is reserved than there is, as after losing nodes: all give up the same part
+        return {name: part * slots / reserved for name, part in got.items()}
+    return _filled(got, most, {name: one.weight for name, one in entitled.items()}, float(slots))
+
+
+def _filled(got: dict[str, float], most: dict[str, float], weight: dict[str, float], slots: float) -> dict[str, float]:
+    """Raise the level of slots per weight until all are given; whoever is above the level keeps what is reserved."""
+    edges = sorted({value / weight[name] for name in got for value in (got[name], most[name])})
+
+    def at(level: float) -> dict[str, float]:
+        return {name: min(most[name], max(got[name], level * weight[name])) for name in got}
+
+    low = 0.0
+    for edge in edges:
+        if sum(at(edge).values()) > slots:
+            break
+        low = edge
+    else:
+        return at(low)
+    base = at(low)
+    rising = sum(weight[name] for name in got if got[name] <= low * weight[name] < most[name])
+    level = low + (slots - sum(base.values())) / rising if rising else low
+    return at(level)
+
+
+def _queues(pending: PendingTable, starved_before: float) -> Ints:
+    """Pending sessions tenant by tenant, each tenant's in the order of its queue; equal ones in that of the table."""
+    starved_P = pending.waits_since_P < starved_before
+    return np.lexsort((pending.waits_since_P, -pending.priority_P, ~starved_P, pending.tenant_P))
+
+
+def _earlier_in_queue(needs_P3: Floats, tenant_P: Ints) -> Floats:
+    """What those before each session in its tenant's queue need together; rows are sorted by tenant."""
+    running_P3 = np.cumsum(needs_P3, axis=0) - needs_P3
+    first_P = np.searchsorted(tenant_P, tenant_P, side="left")
+    earlier_P3: Floats = running_P3 - running_P3[first_P]
+    return earlier_P3

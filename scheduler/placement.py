@@ -1,0 +1,188 @@
+"""Which waiting sessions start on which workers: one round. Pure, and deterministic to the last name.
+
+    snapshot -> order of service -> as many as there is room for -> gangs, those whose chunks lie near, the rest
+
+- Nobody is placed beyond what a worker has; a sharded session gets all its workers, of one node, or none.
+- A session goes where its chunks lie unless another worker is so much emptier that fetching them costs less.
+- Sessions are spread over failure domains, unless sharded ones need whole nodes kept free.
+- A sharded session that starves has a node kept free for it: nothing new starts there until it fits.
+
+Shapes: P pending sessions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scheduler.fairness import STARVING_SECONDS, fair_slots, service_order
+from scheduler.floor import Floor
+from scheduler.snapshot import ClusterView, Ints, PendingTable, check_cluster
+
+NEAR_BYTES_PER_SECOND = 1e9
+"""Between nodes: what moving a session's chunks to another worker costs. Taken, not measured: the cluster's own figure
+belongs here."""
+LOAD_SECONDS = 30.0
+"""What one more session on the same worker costs over its life: each makes its chunks the slower."""
+PATIENCE_SECONDS = 5.0
+"""A tenant below its share that waits longer has others' sessions give way at their next chunk boundary: longer than a
+chunk takes, so that what is about to end is not cut off."""
+LOOKED_AT_LEAST, LOOKED_AT_PER_SLOT = 256, 4
+"""Waiting sessions tried per round: where the first find no room, sharded ones say, those behind them may. The others
+wait for a round in which more is free."""
+
+
+@dataclass(frozen=True)
+class PlacementSettings:
+    """What a cluster may set differently."""
+
+    near_bytes_per_second: float = NEAR_BYTES_PER_SECOND
+    load_seconds: float = LOAD_SECONDS
+    patience_seconds: float = PATIENCE_SECONDS
+    starving_seconds: float = STARVING_SECONDS
+
+
+@dataclass(frozen=True)
+class PlacementPlan:
+    """One round."""
+
+    placed: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Session -> its workers, in the order of service."""
+    suspended: tuple[str, ...] = ()
+    """Sessions to give up their workers at their next chunk boundary, in favour of tenants below their share."""
+    kept_free: Mapping[str, str] = field(default_factory=dict)
+    """Node -> the starving sharded session for which nothing else starts there."""
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    """Why others wait -> how many: limit, room, gang."""
+
+
+def plan_placement(view: ClusterView, settings: PlacementSettings | None = None) -> PlacementPlan:
+    """Where waiting sessions start, and who gives way. Raises SnapshotError for a view that contradicts itself."""
+    check_cluster(view)
+    settings = settings or PlacementSettings()
+    floor, pending = Floor(view), view.pending
+    order = service_order(view, floor.total, settings.starving_seconds)
+    kept_free = _keep_free(view, order, floor, settings)
+    placed = _place(pending, order, floor, settings)
+    left_P = np.ones(len(pending), bool)
+    left_P[list(placed)] = False
+    gangs = int((left_P[order] & (pending.gang_P[order] > 1)).sum())
+    waiting = {"limit": len(pending) - len(order), "gang": gangs, "room": len(order) - len(placed) - gangs}
+    return PlacementPlan(
+        tuple((pending.session_P[number], placed[number]) for number in order if number in placed),
+        _suspended(view, placed, floor.total.slots, settings),
+        kept_free,
+        {why: count for why, count in waiting.items() if count},
+    )
+
+
+def _place(
+    pending: PendingTable, order: Sequence[int], floor: Floor, settings: PlacementSettings
+) -> dict[int, tuple[str, ...]]:
+    """Row -> workers, of the first in order that there is room for; those that find none leave theirs to the next."""
+    placed: dict[int, tuple[str, ...]] = {}
+    order_P = np.array(order[: LOOKED_AT_LEAST + LOOKED_AT_PER_SLOT * floor.free_slots], np.int64)
+    while len(order_P) and floor.free_slots > 0:
+        asked_P = np.cumsum(pending.gang_P[order_P] * pending.needs_P3[order_P, 0])
+        count = max(1, int(np.searchsorted(asked_P, floor.free_slots, side="right")))
+        batch, order_P = order_P[:count], order_P[count:]
+        gangs = batch[pending.gang_P[batch] > 1].tolist()
+        placed.update(_place_gangs(pending, gangs, floor))
+        singles = batch[pending.gang_P[batch] == 1].tolist()
+        plain = []
+        for row in singles:
+            near = pending.near.get(row)
+            worker = floor.take_near(pending.needs_P3[row].tolist(), near, settings) if near else None
+            if worker is None:
+                plain.append(row)
+            else:
+                placed[row] = (worker,)
+        before = len(placed)
+        placed.update(_place_plain(pending, plain, floor))
+        if len(placed) == before and not gangs and len(plain) == len(singles):
+            break  # nobody of this kind fits any more; the next round will see
+    return placed
+
+
+def _place_gangs(pending: PendingTable, rows: Sequence[int], floor: Floor) -> dict[int, tuple[str, ...]]:
+    """The largest first: smaller ones find room in what is left."""
+    placed: dict[int, tuple[str, ...]] = {}
+    for needs, alike in _by_needs(pending, rows).items():
+        alike.sort(key=lambda row: -int(pending.gang_P[row]))
+        gangs = [(int(pending.gang_P[row]), pending.session_P[row]) for row in alike]
+        for row, workers in zip(alike, floor.take_gangs(needs, gangs), strict=True):
+            if workers:
+                placed[row] = workers
+    return placed
+
+
+def _place_plain(pending: PendingTable, rows: Sequence[int], floor: Floor) -> dict[int, tuple[str, ...]]:
+    """Those that need the same are given the emptiest workers together."""
+    placed: dict[int, tuple[str, ...]] = {}
+    for needs, alike in _by_needs(pending, rows).items():
+        workers = floor.take_emptiest(needs, len(alike))
+        placed.update((row, (worker,)) for row, worker in zip(alike, workers, strict=False))
+    return placed
+
+
+def _by_needs(pending: PendingTable, rows: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
+    """Rows by what they need, those that need most first: what needs less fits beside it."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, needs in zip(rows, map(tuple, pending.needs_P3[list(rows)].tolist()), strict=True):
+        alike.setdefault(needs, []).append(row)
+    return dict(sorted(alike.items(), reverse=True))
+
+
+def _keep_free(view: ClusterView, order: Sequence[int], floor: Floor, settings: PlacementSettings) -> dict[str, str]:
+    """Keep a node free for each starving gang that fits nowhere now."""
+    pending = view.pending
+    starving_P = view.now_seconds - pending.waits_since_P >= settings.starving_seconds
+    for row in order:
+        if pending.gang_P[row] > 1 and starving_P[row]:
+            floor.keep_free(pending.needs_P3[row].tolist(), int(pending.gang_P[row]), pending.session_P[row])
+    return floor.kept_free
+
+
+def _suspended(
+    view: ClusterView, placed: Mapping[int, tuple[str, ...]], slots: int, settings: PlacementSettings
+) -> tuple[str, ...]:
+    """Who gives way: the latest started of the tenants that have most beyond their share, for those below theirs."""
+    pending = view.pending
+    needs_P = pending.gang_P * pending.needs_P3[:, 0]
+    placed_P = np.zeros(len(pending), bool)
+    placed_P[list(placed)] = True
+    impatient_P = ~placed_P & (view.now_seconds - pending.waits_since_P > settings.patience_seconds)
+    urgent = _by_tenant(pending.tenants, pending.tenant_P, needs_P * impatient_P)
+    if not urgent.total():
+        return ()
+    running = view.running
+    slots_R = running.gang_R * running.needs_R3[:, 0]
+    leaving = int((slots_R * running.leaving_R).sum())
+    held = _by_tenant(running.tenants, running.tenant_R, slots_R * ~running.leaving_R)
+    held += _by_tenant(pending.tenants, pending.tenant_P, needs_P * placed_P)
+    wanted = held + _by_tenant(pending.tenants, pending.tenant_P, needs_P * ~placed_P)
+    fair = fair_slots(wanted, view.tenants, slots)
+    # Whole slots: a share of 2.5 is met by 2. Room that others are leaving goes to whoever has the smallest share.
+    owed = sum(max(0, min(count, int(fair[tenant]) - held[tenant])) for tenant, count in urgent.items()) - leaving
+    giving = {tenant: count - int(np.ceil(fair[tenant])) for tenant, count in held.items() if count > fair[tenant]}
+    if owed <= 0 or not giving:
+        return ()
+    chosen: list[str] = []
+    # Stable: of those that started together the later in the table.
+    for row in np.argsort(running.started_R, kind="stable")[::-1].tolist():
+        one, needs = running.views[row], int(slots_R[row])
+        if not one.leaving and needs <= giving.get(one.tenant, 0):
+            chosen.append(one.session)
+            giving[one.tenant] -= needs
+            owed -= needs
+            if owed <= 0:
+                break
+    return tuple(chosen)
+
+
+def _by_tenant(tenants: Sequence[str], tenant_N: Ints, slots_N: Ints) -> Counter[str]:
+    total_T = np.bincount(tenant_N, slots_N, len(tenants)).astype(np.int64)
+    return Counter({tenant: count for tenant, count in zip(tenants, total_T.tolist(), strict=True) if count})
