@@ -123,6 +123,15 @@ class World:
             if not move.begun and not move.urgent and move.way[0].withdraw(move):
                 self._undo(live, chunk, move)
 
+    def chunk_seconds(self, live: Live) -> float:
+        """What the next chunk takes: the sessions on a worker share it."""
+        return live.trace.chunk_seconds * max(1, len(self.on_worker[live.worker]))
+
+    def remaining_seconds(self, number: int) -> float:
+        """Until a placed session ends at its present pace."""
+        live = self.lives[number]
+        return (live.trace.chunks - live.chunk) * self.chunk_seconds(live)
+
     def _send(self, live: Live, move: Move, now: float) -> None:
         live.moves[move.chunk] = move
         live.arrives_C[move.chunk] = move.way[0].free_from(now) + sum(line.seconds(move.nbytes) for line in move.way)
@@ -211,7 +220,7 @@ class World:
 
     def _assembled(self, live: Live, now: float) -> None:
         """The window is complete: the next chunk is under way."""
-        stall, seconds = now - live.due_seconds, live.trace.chunk_seconds
+        stall, seconds = now - live.due_seconds, self.chunk_seconds(live)
         self.figures.stall_ratios.append(stall / seconds)
         self.figures.stall_seconds += stall
         self.figures.compute_seconds += seconds
@@ -256,7 +265,8 @@ class World:
         live.arrives_C[:] = float("inf")
         for worker in live.gang:
             self.on_worker[worker].discard(live.number)
-        self.figures.slot_seconds[live.trace.tenant] += (now - live.placed_seconds) * len(live.gang)
+        held = (now - live.placed_seconds) * len(live.gang)
+        self.figures.slot_seconds[live.trace.tenant] += held
 
     def _clear_away(self, live: Live, to_tier: int | None) -> None:
         """Take all its chunks out of the tiers of its worker, and into the cluster's own if they are still needed."""

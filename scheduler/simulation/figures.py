@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ class Figures:
     ignored: Counter[str] = field(default_factory=Counter)
     queue_seconds: dict[str, list[float]] = field(default_factory=dict)
     """Tenant -> seconds that each session waited for a worker."""
-    slot_seconds: Counter[str] = field(default_factory=Counter)
+    slot_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Tenant -> slots x seconds that its sessions held."""
     chunks: Counter[str] = field(default_factory=Counter)
     """Tenant -> chunks made."""
