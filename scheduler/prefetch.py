@@ -138,7 +138,7 @@ def plan_prefetch(
     """
     check_memory(view)
     settings = settings or Settings()
-    if not view.tiers:
+    if not view.tiers or _nothing_to_decide(view):
         return PrefetchPlan()
     told = [_foresee(session, (predictors or {}).get(session.session, ()), settings) for session in view.sessions]
     planning = _Planning(view, [_worth(revisits, settings) for _, revisits in told])
@@ -152,6 +152,14 @@ def plan_prefetch(
     for place in sorted(filter(None, places), key=lambda place: -place.demand.value):
         planning.move(place)
     return planning.finish(tuple(itertools.chain.from_iterable(known.ignored for known, _ in told)))
+
+
+def _nothing_to_decide(view: MemoryView) -> bool:
+    """Whether all chunks lie where they should, none is under way, and there is room for those to come."""
+    near = view.tiers[0]
+    return near.used_bytes + near.kept_free_bytes <= near.capacity_bytes and not any(
+        (session.table.tier_N > 0).any() for session in view.sessions
+    )
 
 
 def _foresee(session: SessionView, predictors: Sequence[Predictor], settings: Settings) -> tuple[Forecast, Revisits]:

@@ -19,8 +19,8 @@ from worldkv.camera import WORLD_MODEL_MOTION, integrate, out_and_back, wander
 from worldkv.errors import ConfigError
 
 PathKind = Literal["keys", "back", "look"]
-"""keys: single keys held for up to two seconds; back: keys, then exactly the same way back; look: keys that mostly turn on
-the spot, to and fro."""
+"""keys: single keys held for up to two seconds; back: keys, then exactly the same way back; look: keys that mostly turn
+on the spot, to and fro."""
 LATENT_STRIDE = 4
 """Video frames per latent frame of the models the default figures are of."""
 

@@ -64,6 +64,21 @@ class Figures:
             "without": self.without,
             "late_told": self.late,
             "cancelled": self.prefetched["cancelled"],
+            "suspended": self.suspended,
+            "moved": self.moved,
+            "simulated_seconds": self.end_seconds,
+            "ignored": dict(self.ignored),
+            "tenants": {tenant: self._tenant(tenant) for tenant in sorted(self.queue_seconds)},
+        }
+
+    def _tenant(self, tenant: str) -> dict[str, float]:
+        waits = np.asarray(self.queue_seconds[tenant])
+        return {
+            "placed": len(waits),
+            "wait_p50_seconds": float(np.percentile(waits, 50)),
+            "wait_p99_seconds": float(np.percentile(waits, 99)),
+            "slot_seconds": self.slot_seconds[tenant],
+            "chunks": self.chunks[tenant],
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from worldkv.errors import ConfigError
@@ -71,21 +71,65 @@ class Hardware:
         """How many there are of a tier or link."""
         return {"worker": self.workers, "node": self.nodes, "cluster": 1}[scope]
 
-    def resized(self, nodes: int, workers_per_node: int) -> Hardware:
-        """The same kind of node, another number of them."""
-        return replace(self, nodes=nodes, workers_per_node=workers_per_node)
 
+@dataclass(frozen=True)
+class Rates:
+    """Bytes per second of the links, per worker.
 
-def h200_node(*, device_chunks: int, host_chunks: int, chunk_bytes: int) -> Hardware:
-    """One worker with the rates measured on an H200 machine: 55 GB/s from pinned host memory, 2 GB/s from its disk.
-
-    The durable tier is taken to give 1 GB/s after 50 ms, which is not measured. Capacities are in chunks per worker.
+    The first two were measured on one H200 machine: pinned host memory to the device, and its local disk. The durable
+    tier's is taken, not measured.
     """
+
+    host: float = 55e9
+    disk: float = 2e9
+    durable: float = 1e9
+
+    def __post_init__(self) -> None:
+        if not all(0 < rate < math.inf for rate in (self.host, self.disk, self.durable)):
+            raise ConfigError(f"{self}: every rate must be finite and above 0")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many chunks each tier holds, per worker, and how large they are."""
+
+    device_chunks: int = 12
+    host_chunks: int = 48
+    disk_chunks: int = 2000
+    chunk_bytes: int = 1_020_000_000
+    """Of LingBot-World-Fast at 480x832, as int4: 26.7 % of 3.83 GB."""
+
+    def __post_init__(self) -> None:
+        if min(self.device_chunks, self.host_chunks, self.disk_chunks, self.chunk_bytes) < 1:
+            raise ConfigError(f"{self}: none may be below 1")
+
+
+def h200_cluster(
+    nodes: int = 1,
+    workers_per_node: int = 1,
+    *,
+    sizes: Sizes | None = None,
+    rates: Rates | None = None,
+    slots: int = 1,
+    round_seconds: float = 1.0,
+) -> Hardware:
+    """Nodes of H200s: device memory of each worker, host memory and disk of each node, one durable store."""
+    sizes, rates = sizes or Sizes(), rates or Rates()
+    workers, chunk = workers_per_node, sizes.chunk_bytes
     return Hardware(
         tiers=(
-            TierSpec("device", device_chunks * chunk_bytes, "worker"),
-            TierSpec("host", host_chunks * chunk_bytes, "worker"),
-            TierSpec("disk", math.inf, "node"),
+            TierSpec("device", sizes.device_chunks * chunk, "worker"),
+            TierSpec("host", sizes.host_chunks * chunk * workers, "node"),
+            TierSpec("disk", sizes.disk_chunks * chunk * workers, "node"),
+            TierSpec("durable", math.inf, "cluster"),
         ),
-        links=(LinkSpec(55 * GB, 20e-6, "worker"), LinkSpec(2 * GB, 1e-3, "node")),
+        links=(
+            LinkSpec(rates.host, 20e-6, "worker"),
+            LinkSpec(rates.disk * workers, 1e-3, "node"),
+            LinkSpec(rates.durable * workers, 50e-3, "node"),
+        ),
+        nodes=nodes,
+        workers_per_node=workers,
+        slots=slots,
+        round_seconds=round_seconds,
     )

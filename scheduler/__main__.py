@@ -1,0 +1,5 @@
+import sys
+
+from scheduler.simulate import main
+
+sys.exit(main())
