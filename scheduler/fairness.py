@@ -60,7 +60,7 @@ def fair_slots(demand: Mapping[str, int], tenants: Mapping[str, TenantView], slo
     """
     entitled = {name: tenants.get(name, TenantView()) for name in sorted(demand)}
     most = {
-        name: float(min(demand[name], slots if one.limit_slots is None else one.limit_slots))
+        name: float(demand[name] if one.limit_slots is None else min(demand[name], one.limit_slots))
         for name, one in entitled.items()
     }
     got = {name: float(min(most[name], one.reserved_slots)) for name, one in entitled.items()}

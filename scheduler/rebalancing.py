@@ -103,9 +103,12 @@ def _move(
     found = False
     while heap and not found:
         load, target = heapq.heappop(heap)
-        if load != len(on[target]):
+        if load != len(on[target]) or target == name:
             continue
         room, needs = free[target], running.needs
+        if name in free and load + 2 > len(on[name]):
+            passed_over.append((load, target))
+            break  # those behind it are as crowded or more
         if (
             needs.slots <= room.slots
             and needs.device_bytes <= room.device_bytes
@@ -124,6 +127,8 @@ def _move(
             passed_over.append((load, target))
     for entry in passed_over:
         heapq.heappush(heap, entry)
+    if not found and name in free:
+        heapq.heappush(heap, (len(on[name]), name))
     return found
 
 

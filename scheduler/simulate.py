@@ -160,8 +160,9 @@ def _check(hardware: Hardware, traces: Sequence[SessionTrace]) -> None:
         working_bytes = (trace.recall.retrieved_chunks + 1) * trace.chunk_bytes
         if working_bytes > hardware.tiers[0].capacity_bytes / hardware.slots:
             raise ConfigError(
-                f"session {trace.session}: a window retrieves {working_bytes} bytes with the chunk that leaves it, "
-                f"tier {hardware.tiers[0].name} has {hardware.tiers[0].capacity_bytes:.0f} for {hardware.slots} sessions"
+                f"session {trace.session}: what a window retrieves and the chunk that leaves it take {working_bytes} "
+                f"bytes, tier {hardware.tiers[0].name} has {hardware.tiers[0].capacity_bytes:.0f} for "
+                f"{hardware.slots} sessions"
             )
 
 

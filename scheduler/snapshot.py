@@ -379,6 +379,8 @@ def _check_session(session: SessionView, tiers: int) -> None:
             raise SnapshotError(f"{name}: chunk {table.chunk_N[table.nbytes_N.argmin()]} has negative bytes")
     if len(session.recent_F44) == 0:
         raise SnapshotError(f"{name}: no recent pose is given, so nothing says where its camera is")
+    if not np.isfinite(session.recent_F44).all():
+        raise SnapshotError(f"{name}: a recent pose has a value that is not finite")
     if not (session.chunk_seconds > 0 and session.frames_per_chunk > 0 and session.latent_stride > 0):
         raise SnapshotError(
             f"{name}: chunk_seconds={session.chunk_seconds}, frames_per_chunk={session.frames_per_chunk}, "
