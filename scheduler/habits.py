@@ -34,8 +34,8 @@ TENANT_CHANGES = 20.0
 PRIOR_LEAVES, PRIOR_FRAMES = 1.0, 12.0
 # Knowing nothing, a motion is expected to last one chunk.
 WAYS = 8
-"""Ways followed per forecast: the present motion kept, and seven in which it changes; more change the result by less
-than a point of recall and cost time in proportion."""
+"""Ways followed per forecast: the present motion kept, and seven in which it changes. Sixteen, which take twice as long,
+lower the error two chunks ahead by 2 to 5 % on the tuning trajectories; four raise it by 4 to 9 %."""
 CHANGES = 3
 """Changes of motion followed per way."""
 

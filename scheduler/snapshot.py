@@ -197,9 +197,6 @@ class RunningTable:
     started_R: Floats = field(default_factory=lambda: np.empty(0))
     """Seconds."""
 
-    def __len__(self) -> int:
-        return len(self.views)
-
 
 def running_table(running: Iterable[RunningView]) -> RunningTable:
     """The columns of these sessions, in their order."""

@@ -128,8 +128,6 @@ class Rounds:
 
     def _round(self, world: World, now: float) -> None:
         self._planned = False
-        if not self._pending:
-            return
         view = ClusterView(
             now,
             self.workers,

@@ -232,7 +232,7 @@ def test_no_worker_is_ever_given_more_than_it_has(seed):
             int(rng.choice([1, 1, 1, 2, 3])),
             int(rng.integers(2)),
             float(rng.integers(-200, 0)),
-            {f"n{rng.integers(5)}": int(10**10), f"n{rng.integers(5)}w0": int(10**10)} if rng.random() < 0.5 else {},
+            {f"n{rng.integers(5)}": (10**10), f"n{rng.integers(5)}w0": (10**10)} if rng.random() < 0.5 else {},
         )
         for number in range(int(rng.integers(0, 25)))
     ]

@@ -66,6 +66,12 @@ def test_where_there_is_no_room_nobody_goes():
     assert moves([worker("a", draining=True), full], [running("x", "a")]) == ()
 
 
+def test_the_emptiest_that_has_room_may_be_too_crowded_to_help():
+    full = worker("b", total=Resources(8, 5, 100))
+    sessions = [*(running(f"x{n}", "a") for n in range(3)), *(running(f"y{n}", "c") for n in range(2))]
+    assert moves([worker("a"), full, worker("c")], sessions) == ()
+
+
 def test_a_round_makes_no_more_moves_than_it_may():
     sessions = [running(f"x{n}", "a") for n in range(8)]
     assert len(moves([worker("a"), worker("b"), worker("c")], sessions, most=2)) == 2

@@ -32,6 +32,14 @@ SMALL = Hardware(
 )
 
 
+# A disk that takes longer for one chunk than a chunk takes to make, and much of what is needed lies there.
+SLOW = dataclasses.replace(
+    SMALL,
+    tiers=(SMALL.tiers[0], TierSpec("host", 4 * CHUNK, "node"), SMALL.tiers[2]),
+    links=(SMALL.links[0], LinkSpec(CHUNK / 3.0, 0.0, "node")),
+)
+
+
 def traces(sessions=2, chunks=40, **changes):
     return made_up(Load(sessions, chunks, **({"kind": "look", "chunk_bytes": CHUNK, "chunk_seconds": 2.0} | changes)))
 
@@ -61,6 +69,26 @@ def test_every_strategy_makes_every_chunk_and_leaves_nothing_behind(name, script
     assert_empty(world)
     again = run(STRATEGIES[name](), load)[1].summary()
     assert again == figures.summary()
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_where_links_are_too_slow_windows_wait_and_books_stay_right(name):
+    world, figures = run(STRATEGIES[name](), traces(2, 60, scripted_share=0.5), SLOW)
+    assert figures.chunks.total() == 2 * 60
+    assert figures.stall_seconds > 0 or name == "clairvoyant"
+    assert figures.hits.total() == figures.lookups
+    assert_empty(world)
+
+
+def test_what_is_suspended_on_its_way_comes_to_nothing():
+    flood = [dataclasses.replace(one, tenant="flood") for one in traces(4, 60)]
+    quiet = [
+        dataclasses.replace(one, session=f"q{n}", tenant="quiet", arrives_seconds=90.0 + 21 * n)
+        for n, one in enumerate(traces(20, 3, seed=1))
+    ]
+    world, figures = run(Planned(), [*flood, *quiet], SLOW, Rounds(SLOW))
+    assert figures.suspended > 3
+    assert_empty(world)
 
 
 def test_plans_beat_waiting_and_nobody_beats_the_clairvoyant():
@@ -164,9 +192,18 @@ def test_a_cancelled_move_gives_its_room_back():
         names = (seen[0].session, world.lives[session].trace.session)
         return PrefetchPlan(cancelled=(Cancelled(names[0], seen[0].chunk), Cancelled(names[1], 0)))
 
-    slow = dataclasses.replace(SMALL, links=(SMALL.links[0], LinkSpec(CHUNK / 3.0, 0.0, "node")))
-    world, figures = run(Once(35, begin, cancel), traces(1, 60), slow)
+    world, figures = run(Once(35, begin, cancel), traces(1, 60), SLOW)
     assert figures.prefetched["cancelled"] == 1
+    assert_empty(world)
+
+
+def test_a_move_under_way_when_its_session_gives_up_its_worker_comes_to_nothing():
+    def begin_and_leave(world, session):
+        world.lives[session].suspend = True
+        return PrefetchPlan((transfer(world, session, 0),))
+
+    world, figures = run(Once(35, begin_and_leave), traces(1, 60), SLOW, Rounds(SLOW))
+    assert (figures.suspended, figures.chunks.total()) == (1, 60)
     assert_empty(world)
 
 
@@ -183,14 +220,14 @@ def test_a_window_takes_over_what_was_on_its_way_elsewhere():
         moves = [Transfer(live.trace.session, "t", chunk, 2, 1, CHUNK, 1.0, 1.0, 0.0, 0.0) for chunk in wanted]
         return PrefetchPlan(tuple(moves))
 
-    slow = dataclasses.replace(SMALL, links=(SMALL.links[0], LinkSpec(CHUNK / 3.0, 0.0, "node")))
-    world, figures = run(Once(20, *[stage_the_next] * 30), traces(1, 60), slow)
+    world, figures = run(Once(20, *[stage_the_next] * 30), traces(1, 60), SLOW)
     assert figures.chunks.total() == 60
     assert_empty(world)
 
 
-def test_an_urgent_chunk_that_finds_no_room_is_used_where_it_is():
-    tight = dataclasses.replace(SMALL, tiers=(TierSpec("device", 2 * CHUNK, "worker"), *SMALL.tiers[1:]))
+@pytest.mark.parametrize("device", [0, 2])
+def test_an_urgent_chunk_that_finds_no_room_is_used_where_it_is(device):
+    tight = dataclasses.replace(SMALL, tiers=(TierSpec("device", device * CHUNK, "worker"), *SMALL.tiers[1:]))
     for strategy in (Reactive(), STRATEGIES["clairvoyant"](), STRATEGIES["next"]()):
         world, figures = run(strategy, traces(1, 40), tight)
         assert figures.chunks.total() == 40
@@ -283,6 +320,17 @@ def test_the_command_line_prints_a_table_and_writes_all_figures(tmp_path, capsys
     assert set(figures) == {"none", "lru", "planned"}
     assert figures["planned"]["plan_ms"]["count"] > 0
     assert figures["lru"]["plan_ms"] is None
+
+
+def test_the_package_runs_as_a_program(monkeypatch, capsys):
+    import runpy
+    import sys
+
+    monkeypatch.setattr(sys, "argv", ["scheduler", "--sessions", "0"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("scheduler", run_name="__main__")
+    assert end.value.code == 2
+    assert "sessions=0" in capsys.readouterr().err
 
 
 def test_a_recorded_trace_is_replayed(tmp_path, capsys):
