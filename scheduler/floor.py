@@ -131,11 +131,10 @@ class Floor:
         load_n = load_W[worker_n] + turn_n
         order_n = np.lexsort((self._rank(load_W)[worker_n], load_n))[:count]
         numbers_n = worker_n[order_n]
-        given_W = np.bincount(numbers_n, minlength=len(times_W))
-        self._free = (free_W3 - given_W[:, None] * needs_3).tolist()
-        self._load = (load_W + given_W).tolist()
-        self.free_slots -= len(numbers_n) * int(needs_3[0])
-        return [self._name[number] for number in numbers_n.tolist()]
+        numbers = numbers_n.tolist()
+        for number in numbers:
+            self._take(number, needs)
+        return [self._name[number] for number in numbers]
 
     def _rank(self, load_W: Ints) -> Ints:
         """Order of equally loaded workers: all domains before one comes again, or whole nodes last for gangs' sake."""

@@ -18,7 +18,6 @@ import numpy as np
 from scheduler.forecast import Forecast
 from scheduler.snapshot import Floats, Ints, SessionView
 from worldkv.camera.forecast import poses_of_screws, screws
-from worldkv.camera.nearness import nearest_rotation
 from worldkv.camera.poses import relative_framewise
 
 CLASSES = 81
@@ -34,8 +33,10 @@ TENANT_CHANGES = 20.0
 PRIOR_LEAVES, PRIOR_FRAMES = 1.0, 12.0
 # Knowing nothing, a motion is expected to last one chunk.
 WAYS = 8
-"""Ways followed per forecast: the present motion kept, and seven in which it changes. Sixteen, which take twice as long,
-lower the error two chunks ahead by 2 to 5 % on the tuning trajectories; four raise it by 4 to 9 %."""
+"""Ways followed per forecast: the present motion kept, and seven in which it changes. Sixteen, which take twice as
+long, lower the error two chunks ahead by up to 5 % on the tuning trajectories; four raise it by 4 to 9 %."""
+REFRESHED_EVERY = 16
+"""Times that a session learns until what its tenant's other sessions taught meanwhile is looked at again."""
 CHANGES = 3
 """Changes of motion followed per way."""
 
@@ -84,15 +85,21 @@ class Habits:
     run: Run | None = None
     name: str = "habits"
     _habits: dict[int, _Habit] = field(default_factory=dict)
-    """Worked out since the last `learn`, from the counts as they were then."""
+    """Worked out from the counts; forgotten when the session moves so itself, now and then for its tenant's sake."""
+    _learned: int = 0
 
     def learn(self, c2w_F44: Floats) -> None:
         """Take in poses of consecutive frames, of which the first was the last one of the time before."""
         if len(c2w_F44) < 2:
             return
-        self._habits.clear()
         screw_F6 = screws(relative_framewise(c2w_F44)[1:])
-        for kind, screw_6 in zip(motion_classes(screw_F6).tolist(), screw_F6, strict=True):
+        kinds = motion_classes(screw_F6).tolist()
+        self._learned += 1
+        for kind in {*kinds, *(() if self.run is None else (self.run.kind,))}:
+            self._habits.pop(kind, None)
+        if self._learned % REFRESHED_EVERY == 0:
+            self._habits.clear()
+        for kind, screw_6 in zip(kinds, screw_F6, strict=True):
             self._step(kind, screw_6)
 
     def _step(self, kind: int, screw_6: Floats) -> None:
@@ -116,9 +123,10 @@ class Habits:
         kind_QC, until_QC, weight_Q = self._ways(frames)
         latent_S = np.arange(1, frames + 1).reshape(chunks, -1)[:, :: session.latent_stride].reshape(-1)
         c2w_QS44 = self._walk(session.recent_F44[-1], kind_QC, until_QC, latent_S)
-        shape = (len(weight_Q), chunks, -1, 4, 4)
-        pose_QH44: Floats = c2w_QS44.reshape(shape).mean(axis=2)
-        pose_QH44[..., :3, :3] = nearest_rotation(pose_QH44[..., :3, :3])
+        frame_QHf44 = c2w_QS44.reshape(len(weight_Q), chunks, -1, 4, 4)
+        # The middle one's rotation is the mean of all where the turn rate is steady, and far cheaper where it is not.
+        pose_QH44 = frame_QHf44[:, :, frame_QHf44.shape[2] // 2].copy()
+        pose_QH44[..., :3, 3] = frame_QHf44[..., :3, 3].mean(axis=2)
         return Forecast(pose_QH44, np.repeat(weight_Q[:, None], chunks, axis=1), self.name)
 
     def _ways(self, frames: int) -> tuple[Ints, Ints, Floats]:

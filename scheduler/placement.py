@@ -30,9 +30,9 @@ LOAD_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 """A tenant below its share that waits longer has others' sessions give way at their next chunk boundary: longer than a
 chunk takes, so that what is about to end is not cut off."""
-LOOKED_AT_LEAST, LOOKED_AT_PER_SLOT = 256, 4
-"""Waiting sessions tried per round: where the first find no room, sharded ones say, those behind them may. The others
-wait for a round in which more is free."""
+BATCHES = 4
+"""Each as many of the waiting sessions as there are slots left for: where the first find no room, sharded ones say,
+those behind them may. The others wait for the next round."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,10 @@ def _place(
 ) -> dict[int, tuple[str, ...]]:
     """Row -> workers, of the first in order that there is room for; those that find none leave theirs to the next."""
     placed: dict[int, tuple[str, ...]] = {}
-    order_P = np.array(order[: LOOKED_AT_LEAST + LOOKED_AT_PER_SLOT * floor.free_slots], np.int64)
-    while len(order_P) and floor.free_slots > 0:
+    order_P = np.array(order, np.int64)
+    for _ in range(BATCHES):
+        if not len(order_P) or floor.free_slots <= 0:
+            break
         asked_P = np.cumsum(pending.gang_P[order_P] * pending.needs_P3[order_P, 0])
         count = max(1, int(np.searchsorted(asked_P, floor.free_slots, side="right")))
         batch, order_P = order_P[:count], order_P[count:]
@@ -100,10 +102,7 @@ def _place(
                 plain.append(row)
             else:
                 placed[row] = (worker,)
-        before = len(placed)
         placed.update(_place_plain(pending, plain, floor))
-        if len(placed) == before and not gangs and len(plain) == len(singles):
-            break  # nobody of this kind fits any more; the next round will see
     return placed
 
 

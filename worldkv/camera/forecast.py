@@ -47,16 +47,36 @@ def screws(relative_F44: FloatArray) -> FloatArray:
 def poses_of_screws(screw_F6: FloatArray) -> FloatArray:
     """The relative poses [F, 4, 4] whose screw coordinates these are: the inverse of `screws`."""
     turn_F3, velocity_F3 = screw_F6[:, :3], screw_F6[:, 3:]
-    place_F3 = (_left_jacobian(turn_F3) @ velocity_F3[..., None])[..., 0]
-    return make_poses(Rotation.from_rotvec(turn_F3).as_matrix(), place_F3)
+    sine_F, cosine_F, rest_F = _series(np.linalg.norm(turn_F3, axis=1))
+    cross_F33 = _cross_matrices(turn_F3)
+    square_F33 = cross_F33 @ cross_F33
+    rotation_F33 = np.eye(3) + sine_F * cross_F33 + cosine_F * square_F33
+    jacobian_F33 = np.eye(3) + cosine_F * cross_F33 + rest_F * square_F33
+    return make_poses(rotation_F33, (jacobian_F33 @ velocity_F3[..., None])[..., 0])
 
 
 def _left_jacobian(turn_F3: FloatArray) -> FloatArray:
     # I + (1 - cos a) / a² K + (a - sin a) / a³ K², with K the cross product by the turn vector of length a.
-    angle_F = np.linalg.norm(turn_F3, axis=1)
+    _, cosine_F, rest_F = _series(np.linalg.norm(turn_F3, axis=1))
+    cross_F33 = _cross_matrices(turn_F3)
+    return np.asarray(np.eye(3) + cosine_F * cross_F33 + rest_F * cross_F33 @ cross_F33)
+
+
+def _series(angle_F: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    # sin a / a, (1 - cos a) / a², (a - sin a) / a³, each [F, 1, 1].
     small_F = angle_F < SMALL_ANGLE
     safe_F = np.where(small_F, 1.0, angle_F)
-    first_F = np.where(small_F, 1 / 2, (1 - np.cos(safe_F)) / safe_F**2)
-    second_F = np.where(small_F, 1 / 6, (safe_F - np.sin(safe_F)) / safe_F**3)
-    cross_F33 = -np.cross(turn_F3[:, None], np.eye(3))
-    return np.eye(3) + first_F[:, None, None] * cross_F33 + second_F[:, None, None] * cross_F33 @ cross_F33
+    sine_F, square_F = np.sin(safe_F), safe_F * safe_F
+    first_F = np.where(small_F, 1.0, sine_F / safe_F)
+    second_F = np.where(small_F, 1 / 2, (1 - np.cos(safe_F)) / square_F)
+    third_F = np.where(small_F, 1 / 6, (safe_F - sine_F) / (square_F * safe_F))
+    return first_F[:, None, None], second_F[:, None, None], third_F[:, None, None]
+
+
+def _cross_matrices(turn_F3: FloatArray) -> FloatArray:
+    # [F, 3, 3], whose product with a vector is the cross product of the turn vector and it.
+    x_F, y_F, z_F = turn_F3.T
+    cross_F33 = np.zeros((len(turn_F3), 3, 3))
+    cross_F33[:, 0, 1], cross_F33[:, 0, 2], cross_F33[:, 1, 2] = -z_F, y_F, -x_F
+    cross_F33[:, 1, 0], cross_F33[:, 2, 0], cross_F33[:, 2, 1] = z_F, -y_F, x_F
+    return cross_F33
