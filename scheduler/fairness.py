@@ -10,6 +10,7 @@ Shapes: P pending sessions, T tenants, R = 3 resources (slots, bytes of device a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,14 +21,23 @@ STARVING_SECONDS = 120.0
 rollout of a minute of video takes about so long."""
 
 
-def service_order(view: ClusterView, total: Resources, starving_seconds: float = STARVING_SECONDS) -> list[int]:
+class Service(NamedTuple):
+    """Whom to serve."""
+
+    order: list[int]
+    """Rows of pending sessions, the next one first."""
+    reserved: int
+    """How many of the first are within their tenants' reservations."""
+
+
+def service_order(view: ClusterView, total: Resources, starving_seconds: float = STARVING_SECONDS) -> Service:
     """Numbers of pending sessions in the order in which they should be placed; those beyond a limit are left out.
 
     First those within their tenant's reservation, then by dominant share. O(P log P).
     """
     pending, tenants = view.pending, view.pending.tenants
     if not len(pending):
-        return []
+        return Service([], 0)
     entitled = [view.tenants.get(tenant, TenantView()) for tenant in tenants]
     queue_P = _queues(pending, view.now_seconds - starving_seconds)
     tenant_P = pending.tenant_P[queue_P]
@@ -41,8 +51,8 @@ def service_order(view: ClusterView, total: Resources, starving_seconds: float =
     within_P = before_P3[:, 0] + needs_P3[:, 0] <= limit_T[tenant_P]
     # Stable, and queues are sorted: equal sessions are served in the same order on every machine.
     order_P = np.lexsort((share_P, ~reserved_P))
-    served: list[int] = queue_P[order_P[within_P[order_P]]].tolist()
-    return served
+    served_P = order_P[within_P[order_P]]
+    return Service(queue_P[served_P].tolist(), int(reserved_P[served_P].sum()))
 
 
 def used_by_tenant(running: RunningTable, tenants: Sequence[str]) -> Floats:

@@ -64,9 +64,11 @@ def plan_placement(view: ClusterView, settings: PlacementSettings | None = None)
     check_cluster(view)
     settings = settings or PlacementSettings()
     floor, pending = Floor(view), view.pending
-    order = service_order(view, floor.total, settings.starving_seconds)
+    order, reserved = service_order(view, floor.total, settings.starving_seconds)
     kept_free = _keep_free(view, order, floor, settings)
-    placed = _place(pending, order, floor, settings)
+    placed = _place(pending, order[:reserved], floor, settings)
+    floor.free_slots -= _unused_reservations(view, placed)
+    placed |= _place(pending, order[reserved:], floor, settings)
     left_P = np.ones(len(pending), bool)
     left_P[list(placed)] = False
     gangs = int((left_P[order] & (pending.gang_P[order] > 1)).sum())
@@ -89,8 +91,8 @@ def _place(
         if not len(order_P) or floor.free_slots <= 0:
             break
         asked_P = np.cumsum(pending.gang_P[order_P] * pending.needs_P3[order_P, 0])
-        count = max(1, int(np.searchsorted(asked_P, floor.free_slots, side="right")))
-        batch, order_P = order_P[:count], order_P[count:]
+        count = int(np.searchsorted(asked_P, floor.free_slots, side="right"))
+        batch, order_P = order_P[:count], order_P[max(1, count) :]
         gangs = batch[pending.gang_P[batch] > 1].tolist()
         placed.update(_place_gangs(pending, gangs, floor))
         singles = batch[pending.gang_P[batch] == 1].tolist()
@@ -104,6 +106,16 @@ def _place(
                 placed[row] = (worker,)
         placed.update(_place_plain(pending, plain, floor))
     return placed
+
+
+def _unused_reservations(view: ClusterView, placed: Mapping[int, tuple[str, ...]]) -> int:
+    """Slots that stay free for tenants that do not want them now."""
+    running, pending = view.running, view.pending
+    held = _by_tenant(running.tenants, running.tenant_R, running.gang_R * running.needs_R3[:, 0] * ~running.leaving_R)
+    placed_P = np.zeros(len(pending), bool)
+    placed_P[list(placed)] = True
+    held += _by_tenant(pending.tenants, pending.tenant_P, pending.gang_P * pending.needs_P3[:, 0] * placed_P)
+    return sum(max(0, entitled.reserved_slots - held[tenant]) for tenant, entitled in view.tenants.items())
 
 
 def _place_gangs(pending: PendingTable, rows: Sequence[int], floor: Floor) -> dict[int, tuple[str, ...]]:
@@ -163,6 +175,8 @@ def _suspended(
     held = _by_tenant(running.tenants, running.tenant_R, slots_R * ~running.leaving_R)
     held += _by_tenant(pending.tenants, pending.tenant_P, needs_P * placed_P)
     wanted = held + _by_tenant(pending.tenants, pending.tenant_P, needs_P * ~placed_P)
+    for tenant, entitled in view.tenants.items():
+        wanted[tenant] = max(wanted[tenant], entitled.reserved_slots)
     fair = fair_slots(wanted, view.tenants, slots)
     # Whole slots: a share of 2.5 is met by 2. Room that others are leaving goes to whoever has the smallest share.
     owed = sum(max(0, min(count, int(fair[tenant]) - held[tenant])) for tenant, count in urgent.items()) - leaving

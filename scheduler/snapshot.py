@@ -282,7 +282,7 @@ class TenantView:
     weight: float = 1.0
     """Its part of the cluster, relative to the others' weights, while they want theirs."""
     reserved_slots: int = 0
-    """Workers' slots that are its own before anybody's share is looked at."""
+    """Workers' slots that are its own: nobody else starts there even while the tenant does not want them."""
     limit_slots: int | None = None
     """Most slots it may hold; None: all."""
 

@@ -32,11 +32,11 @@ def view(pending, running=(), tenants=None, now=10.0):
 
 
 def order(pending, running=(), tenants=None, now=10.0):
-    return [pending[row].session for row in service_order(view(pending, running, tenants, now), TOTAL)]
+    return [pending[row].session for row in service_order(view(pending, running, tenants, now), TOTAL).order]
 
 
 def test_nobody_waits_nobody_is_served():
-    assert service_order(view([]), TOTAL) == []
+    assert service_order(view([]), TOTAL) == ([], 0)
 
 
 def test_equal_tenants_are_served_in_turn_however_long_their_queues():

@@ -196,6 +196,22 @@ def test_a_reservation_is_given_back_to_its_owner():
     assert len(plan_placement(view(pending, running, tenants, now=6.0)).suspended) == 6
 
 
+def test_a_reservation_is_kept_free_while_it_is_not_wanted():
+    flood = [waiting(f"f{n}", "flood") for n in range(20)]
+    tenants = {"quiet": TenantView(1.0, reserved_slots=6)}
+    plan = plan_placement(view(flood, tenants=tenants))
+    assert len(placed(plan)) == 10
+    arrived = [waiting(f"q{n}", "quiet") for n in range(4)]
+    both = placed(plan_placement(view([*flood, *arrived], tenants=tenants)))
+    assert {one.session for one in arrived} <= set(both)
+    assert len(both) == 14
+    # A sharded session does not fit beside the reservation, those behind it do.
+    gang = waiting("gang", "first", gang=4)
+    held = held_by("flood", ALL[:7])
+    rest = placed(plan_placement(view([gang, *flood[:2]], held, tenants)))
+    assert set(rest) == {"f0", "f1"}
+
+
 def test_limits_are_told_apart_from_lack_of_room():
     pending = [waiting(f"a{n}", "a") for n in range(5)]
     plan = plan_placement(view(pending, tenants={"a": TenantView(limit_slots=2)}))
