@@ -125,8 +125,8 @@ def body(live: list[Row], scripted: list[Row], slow: dict[float, list[Row]], thr
     """What the .md file says."""
     lines = [
         f"{SESSIONS} sessions of {CHUNKS} chunks of {CHUNK_SECONDS} s per set of cameras, each on a node of its own. "
-        f"The GPU holds {SIZES.device_chunks} stored chunks, host memory {SIZES.host_chunks}, the disk the rest; 4 chunks "
-        "retrieved per window. In %: `on time` are retrieved chunks that lay on the device when the window was due; "
+        f"The GPU holds {SIZES.device_chunks} stored chunks, host memory {SIZES.host_chunks}, the disk the rest; "
+        "4 chunks retrieved per window. In %: `on time` are retrieved chunks that lay on the device when due; "
         "`stall` is time waited for chunks / time to make chunks, `p99` of one chunk; `precision` and `waste` are of "
         "prefetched chunks; `of the way` from the stall of `lru` to that of the clairvoyant. The clairvoyant is after "
         "stalls alone: its precision is no goal of its.",
