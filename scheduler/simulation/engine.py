@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from scheduler.costs import CostModel, Measured
 from scheduler.habits import Counts
 from scheduler.prefetch import PrefetchPlan
 from scheduler.simulation.figures import Figures
@@ -36,9 +37,13 @@ class World:
         strategy: Strategy,
         *,
         placing: Placing | None = None,
+        costs: CostModel | None = None,
         stopwatch: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`stopwatch`: wall-clock seconds, for what plans cost; nothing else depends on it."""
+        """`costs`: what plans believe of links before the first transfer was timed; None: the truth, from the start.
+
+        `stopwatch`: wall-clock seconds, for what plans cost; nothing else depends on it.
+        """
         self.traces, self.hardware, self.strategy, self.stopwatch = traces, hardware, strategy, stopwatch
         self.numbers = {trace.session: number for number, trace in enumerate(traces)}
         self.lives: dict[int, Live] = {}
@@ -46,7 +51,11 @@ class World:
         self.on_worker: list[set[int]] = [set() for _ in range(hardware.workers)]
         self.figures = Figures()
         self.shelves = Shelves(hardware, self._pinned, self._demoted)
-        self._lines = [[Line(spec, self.at) for _ in range(hardware.instances(spec.scope))] for spec in hardware.links]
+        self.costs = costs
+        self._lines = [
+            [Line(spec, self.at, partial(self._timed, link)) for _ in range(hardware.instances(spec.scope))]
+            for link, spec in enumerate(hardware.links)
+        ]
         self._tenants: dict[str, Counts] = {}
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = itertools.count()
@@ -131,6 +140,10 @@ class World:
         """Until a placed session ends at its present pace."""
         live = self.lives[number]
         return (live.trace.chunks - live.chunk) * self.chunk_seconds(live)
+
+    def _timed(self, link: int, nbytes: int, seconds: float) -> None:
+        if self.costs is not None:
+            self.costs = self.costs.after_transfer(link, Measured(nbytes, seconds))
 
     def _send(self, live: Live, move: Move, now: float) -> None:
         live.moves[move.chunk] = move

@@ -39,6 +39,8 @@ class Line:
 
     spec: LinkSpec
     schedule: Schedule
+    timed: Callable[[int, float], None] = lambda nbytes, seconds: None
+    """Told the bytes and seconds of each piece carried."""
     queue: deque[Move] = field(default_factory=deque)
     carries: Move | None = None
     free_at: float = 0.0
@@ -91,6 +93,7 @@ class Line:
     def _through(self, now: float) -> None:
         move, self.carries = self.carries, None
         assert move is not None
+        self.timed(move.nbytes, self.seconds(move.nbytes))
         move.way.pop(0)
         if move.way and not move.cancelled:
             move.way[0].submit(move, now)

@@ -130,8 +130,12 @@ def memory_view(world: World, worker: int, sessions: Sequence[int], now: float) 
         shelf = world.shelves.shelf(number, worker)
         capacity = int(min(tier.capacity_bytes, 2.0**62))
         tiers.append(TierView(tier.name, capacity, shelf.used_bytes, 0 if number else kept_bytes))
-    links = []
-    for number, link in enumerate(hardware.links):
-        line = world.line(number, worker)
-        links.append(LinkView(link.bytes_per_second, link.latency_seconds, line.free_from(now)))
-    return MemoryView(now, tuple(tiers), tuple(links), tuple(live.view() for live in lives), hardware.staging_bytes)
+    free = [world.line(number, worker).free_from(now) for number in range(len(hardware.links))]
+    if world.costs is not None:
+        links = world.costs.views(free)
+    else:
+        links = tuple(
+            LinkView(link.bytes_per_second, link.latency_seconds, at)
+            for link, at in zip(hardware.links, free, strict=True)
+        )
+    return MemoryView(now, tuple(tiers), links, tuple(live.view() for live in lives), hardware.staging_bytes)

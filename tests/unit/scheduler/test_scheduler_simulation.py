@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from scheduler.costs import CostModel, LinkCost
 from scheduler.habits import Counts
 from scheduler.prefetch import PrefetchPlan, Transfer
 from scheduler.simulate import Simulation, main, simulate
@@ -103,6 +104,16 @@ def test_a_script_leaves_nothing_to_wait_for():
     assert result["on_time_ratio"] >= 0.99
     assert result["stall_ratio_p99"] < 0.02
     assert result["prefetch_waste_ratio"] <= 0.1
+
+
+def test_rates_that_were_wrong_at_the_start_are_found_out():
+    believed = CostModel((LinkCost(0.0, CHUNK / 0.02), LinkCost(0.0, CHUNK / 10.0)), chunk_seconds=2.0)
+    world = World(traces(2, 60, scripted_share=1.0), SMALL, Planned(), costs=believed)
+    learned = world.run().summary()
+    truth = run(Planned(), traces(2, 60, scripted_share=1.0))[1].summary()
+    assert world.costs.links[1].seconds(CHUNK) == pytest.approx(0.5, rel=0.25)
+    assert learned["late_told"] > truth["late_told"]  # as long as the disk was taken for slow
+    assert learned["on_time_ratio"] >= 0.98
 
 
 def test_rounds_place_and_give_way_to_who_is_below_its_share():
