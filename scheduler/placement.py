@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scheduler.contradictions import check_cluster
 from scheduler.fairness import STARVING_SECONDS, fair_slots, service_order
 from scheduler.floor import Floor
-from scheduler.snapshot import ClusterView, Ints, PendingTable, check_cluster
+from scheduler.snapshot import ClusterView, Ints, PendingTable
 
 NEAR_BYTES_PER_SECOND = 1e9
 """Between nodes: what moving a session's chunks to another worker costs. Taken, not measured: the cluster's own figure

@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scheduler.contradictions import check_memory
 from scheduler.forecast import Forecast, Predictor, forecast
 from scheduler.revisits import Revisits, predict_revisits
-from scheduler.snapshot import Floats, MemoryView, SessionView, check_memory
+from scheduler.snapshot import Floats, MemoryView, SessionView
 
 CHUNKS_AHEAD_SCRIPTED = 4
 """A script is exact however far: four windows ahead hide a path four times slower than one window's worth of time."""

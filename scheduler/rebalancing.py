@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import NamedTuple
 
+from scheduler.contradictions import check_cluster
 from scheduler.placement import NEAR_BYTES_PER_SECOND
-from scheduler.snapshot import ClusterView, Resources, RunningView, WorkerView, check_cluster
+from scheduler.snapshot import ClusterView, Resources, RunningView, WorkerView
 
 PAYS = 2.0
 """A move must gain so many times its cost: what remains of a session is an estimate, the cost is not."""
@@ -40,103 +40,97 @@ def plan_moves(
     Sharded sessions stay: their workers would have to come free together.
     """
     check_cluster(view)
-    on: dict[str, list[RunningView]] = defaultdict(list)
-    for running in view.running.views:
-        for name in running.workers:
-            on[name].append(running)
-    workers = {worker.worker: worker for worker in view.workers if worker.alive}
-    open_to = {name: worker for name, worker in workers.items() if not worker.draining}
-    free = {name: _free(worker, on[name]) for name, worker in open_to.items()}
-    heap = [(len(on[name]), name) for name in sorted(open_to)]
-    heapq.heapify(heap)
-    moves: list[Moved] = []
-    for name in sorted(workers.keys() - open_to.keys()):
-        for running in sorted(on[name], key=lambda one: one.session):
-            if len(moves) < most and len(running.workers) == 1 and not running.leaving:
-                _move(running, name, float("inf"), heap, free, on, moves)
-    crowded = sorted(open_to, key=lambda name: (-len(on[name]), name))
-    for name in crowded:
-        while len(moves) < most and heap and len(on[name]) - len(on[heap[0][1]]) >= 2:
-            if not _relieve(name, bytes_per_second, heap, free, on, moves):
-                break
-    return tuple(moves)
+    balance = _Balance(view)
+    for name in balance.draining:
+        for running in sorted(balance.on[name], key=lambda one: one.session):
+            if len(balance.moves) < most and _may_move(running):
+                balance.move(running, name, float("inf"))
+    for name in sorted(balance.free, key=lambda name: (-len(balance.on[name]), name)):
+        while len(balance.moves) < most and balance.relieve(name, bytes_per_second):
+            pass
+    return tuple(balance.moves)
 
 
-def _relieve(
-    name: str,
-    bytes_per_second: float,
-    heap: list[tuple[int, str]],
-    free: dict[str, Resources],
-    on: Mapping[str, list[RunningView]],
-    moves: list[Moved],
-) -> bool:
-    """Move the session whose move gains most off a crowded worker; False where none pays."""
-    crowd, there = len(on[name]), len(on[heap[0][1]])
-    offers = []
-    for running in on[name]:
-        if len(running.workers) > 1 or running.leaving:
-            continue
-        # With one session fewer the rest are done sooner by 1 / crowd; the one that goes, by the ratio of crowds.
-        others = sum(one.remaining_seconds for one in on[name] if one is not running) / crowd
-        own = running.remaining_seconds * (1 - (there + 1) / crowd)
-        # Those it comes to are done later.
-        others -= sum(one.remaining_seconds for one in on[heap[0][1]]) / max(1, there)
-        cost = RESTART_SECONDS + (running.chunk_bytes / bytes_per_second if bytes_per_second else float("inf"))
-        offers.append((others + own - PAYS * cost, running.session, running, others + own - cost))
-    if not offers or max(offers)[0] <= 0:
-        return False
-    _, _, running, gain = max(offers)
-    return _move(running, name, gain, heap, free, on, moves)
+class _Balance:
+    """Who runs where while moves are planned."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self.on: dict[str, list[RunningView]] = defaultdict(list)
+        for running in view.running.views:
+            for name in running.workers:
+                self.on[name].append(running)
+        alive = {worker.worker: worker for worker in view.workers if worker.alive}
+        self.draining = sorted(name for name, worker in alive.items() if worker.draining)
+        self.free = {name: self._room(worker) for name, worker in alive.items() if not worker.draining}
+        """Of workers that may be given sessions."""
+        self.moves: list[Moved] = []
+        self._heap = [(len(self.on[name]), name) for name in sorted(self.free)]
+        heapq.heapify(self._heap)
+
+    def relieve(self, name: str, bytes_per_second: float) -> bool:
+        """Move the session whose move gains most off a crowded worker; False where none pays."""
+        least = self._heap[0][1]
+        crowd, there = len(self.on[name]), len(self.on[least])
+        if crowd - there < 2:
+            return False
+        slowed = sum(one.remaining_seconds for one in self.on[least]) / max(1, there)
+        offers = []
+        for running in filter(_may_move, self.on[name]):
+            # With one session fewer the rest are done sooner by 1 / crowd; the one that goes, by the ratio of crowds.
+            others = sum(one.remaining_seconds for one in self.on[name] if one is not running) / crowd
+            own = running.remaining_seconds * (1 - (there + 1) / crowd)
+            cost = RESTART_SECONDS + (running.chunk_bytes / bytes_per_second if bytes_per_second else float("inf"))
+            gain = others + own - slowed
+            offers.append((gain - PAYS * cost, running.session, running, gain - cost))
+        if not offers or max(offers)[0] <= 0:
+            return False
+        _, _, running, gain = max(offers)
+        return self.move(running, name, gain)
+
+    def move(self, running: RunningView, name: str, gain: float) -> bool:
+        """To the emptiest worker that has room for it, and is not as crowded itself."""
+        passed_over = []
+        found = False
+        while self._heap and not found:
+            load, target = heapq.heappop(self._heap)
+            if load != len(self.on[target]) or target == name:
+                continue
+            if name in self.free and load + 2 > len(self.on[name]):
+                passed_over.append((load, target))
+                break  # those behind it are as crowded or more
+            if _fits(running.needs, self.free[target]):
+                found = True
+                self._carry(running, name, target)
+                self.moves.append(Moved(running.session, name, target, gain))
+            else:
+                passed_over.append((load, target))
+        for entry in passed_over:
+            heapq.heappush(self._heap, entry)
+        if name in self.free:
+            heapq.heappush(self._heap, (len(self.on[name]), name))
+        return found
+
+    def _carry(self, running: RunningView, name: str, target: str) -> None:
+        self.on[name].remove(running)
+        self.on[target].append(running)
+        self.free[target] = _less(self.free[target], running.needs)
+        if name in self.free:
+            self.free[name] = _less(self.free[name], running.needs, -1)
+        heapq.heappush(self._heap, (len(self.on[target]), target))
+
+    def _room(self, worker: WorkerView) -> Resources:
+        room = worker.total
+        for running in self.on[worker.worker]:
+            room = _less(room, running.needs)
+        return room
 
 
-def _move(
-    running: RunningView,
-    name: str,
-    gain: float,
-    heap: list[tuple[int, str]],
-    free: dict[str, Resources],
-    on: Mapping[str, list[RunningView]],
-    moves: list[Moved],
-) -> bool:
-    """To the emptiest worker that has room for it."""
-    passed_over = []
-    found = False
-    while heap and not found:
-        load, target = heapq.heappop(heap)
-        if load != len(on[target]) or target == name:
-            continue
-        room, needs = free[target], running.needs
-        if name in free and load + 2 > len(on[name]):
-            passed_over.append((load, target))
-            break  # those behind it are as crowded or more
-        if (
-            needs.slots <= room.slots
-            and needs.device_bytes <= room.device_bytes
-            and needs.host_bytes <= room.host_bytes
-        ):
-            found = True
-            on[name].remove(running)
-            on[target].append(running)
-            free[target] = _less(room, needs)
-            if name in free:
-                free[name] = _less(free[name], needs, -1)
-                heapq.heappush(heap, (len(on[name]), name))
-            heapq.heappush(heap, (len(on[target]), target))
-            moves.append(Moved(running.session, name, target, gain))
-        else:
-            passed_over.append((load, target))
-    for entry in passed_over:
-        heapq.heappush(heap, entry)
-    if not found and name in free:
-        heapq.heappush(heap, (len(on[name]), name))
-    return found
+def _may_move(running: RunningView) -> bool:
+    return len(running.workers) == 1 and not running.leaving
 
 
-def _free(worker: WorkerView, sessions: list[RunningView]) -> Resources:
-    room = worker.total
-    for running in sessions:
-        room = _less(room, running.needs)
-    return room
+def _fits(needs: Resources, room: Resources) -> bool:
+    return needs.slots <= room.slots and needs.device_bytes <= room.device_bytes and needs.host_bytes <= room.host_bytes
 
 
 def _less(room: Resources, needs: Resources, times: int = 1) -> Resources:

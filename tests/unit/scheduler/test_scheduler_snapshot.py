@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from scheduler.contradictions import check_cluster, check_memory
 from scheduler.snapshot import (
     ClusterView,
     LinkView,
@@ -12,8 +13,6 @@ from scheduler.snapshot import (
     TenantView,
     TierView,
     WorkerView,
-    check_cluster,
-    check_memory,
     pending_table,
     running_table,
 )
