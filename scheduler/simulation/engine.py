@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Protocol
 
 from scheduler.costs import CostModel, Measured
 from scheduler.habits import Counts
@@ -18,13 +20,39 @@ from scheduler.prefetch import PrefetchPlan
 from scheduler.simulation.figures import Figures
 from scheduler.simulation.hardware import Hardware
 from scheduler.simulation.links import Line, Move
-from scheduler.simulation.placing import FirstFree, Placing
 from scheduler.simulation.sessions import Live, make_live
 from scheduler.simulation.shelves import Key, Shelf, Shelves
-from scheduler.simulation.strategies import Strategy
 from scheduler.trace import SessionTrace
 
 Order = Callable[[Shelf], Iterator[Key]]
+
+
+class Strategy(Protocol):
+    """What is done while a chunk is made."""
+
+    def ahead(self, world: World, session: int, now: float) -> None:
+        """Begin moves for the windows to come."""
+        ...
+
+    def order(self, world: World) -> Callable[[Shelf], Iterator[Key]]:
+        """Who makes room on the device."""
+        ...
+
+
+class Placing(Protocol):
+    """Told of arrivals and ends; calls `World.place`."""
+
+    def arrive(self, world: World, number: int, now: float) -> None:
+        """A session asks for workers."""
+        ...
+
+    def ended(self, world: World, live: Live, now: float) -> None:
+        """A session made its last chunk and gave up its workers."""
+        ...
+
+    def suspended(self, world: World, live: Live, now: float) -> None:
+        """A session gave up its workers before its end, as it was told to."""
+        ...
 
 
 class World:
@@ -302,3 +330,31 @@ class World:
         live = self.lives[key[0]]
         live.tier_C[key[1]] = tier
         live.prefetched.discard(key[1])
+
+
+class FirstFree:
+    """First come, first served, on the first worker with a free slot: for runs that are not about placement."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, float]] = deque()
+
+    def arrive(self, world: World, number: int, now: float) -> None:
+        """See `Placing`."""
+        self._waiting.append((number, now))
+        self._serve(world, now)
+
+    def ended(self, world: World, live: Live, now: float) -> None:
+        """See `Placing`."""
+        self._serve(world, now)
+
+    def suspended(self, world: World, live: Live, now: float) -> None:
+        """See `Placing`."""
+        raise AssertionError("nobody is suspended here")
+
+    def _serve(self, world: World, now: float) -> None:
+        for worker, sessions in enumerate(world.on_worker):
+            while self._waiting and len(sessions) < world.hardware.slots:
+                number, since = self._waiting.popleft()
+                tenant = world.traces[number].tenant
+                world.figures.queue_seconds.setdefault(tenant, []).append(now - since)
+                world.place(number, (worker,), now)

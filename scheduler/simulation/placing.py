@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
 
 from scheduler.placement import PlacementSettings, plan_placement
 from scheduler.rebalancing import plan_moves
+from scheduler.simulation.engine import World
 from scheduler.simulation.hardware import Hardware
 from scheduler.simulation.sessions import Live
 from scheduler.snapshot import (
@@ -21,53 +20,6 @@ from scheduler.snapshot import (
     pending_table,
     running_table,
 )
-
-if TYPE_CHECKING:
-    from scheduler.simulation.engine import World
-
-
-class Placing(Protocol):
-    """Told of arrivals and ends; calls `World.place`."""
-
-    def arrive(self, world: World, number: int, now: float) -> None:
-        """A session asks for workers."""
-        ...
-
-    def ended(self, world: World, live: Live, now: float) -> None:
-        """A session made its last chunk and gave up its workers."""
-        ...
-
-    def suspended(self, world: World, live: Live, now: float) -> None:
-        """A session gave up its workers before its end, as it was told to."""
-        ...
-
-
-class FirstFree:
-    """First come, first served, on the first worker with a free slot: for runs that are not about placement."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[int, float]] = deque()
-
-    def arrive(self, world: World, number: int, now: float) -> None:
-        """See `Placing`."""
-        self._waiting.append((number, now))
-        self._serve(world, now)
-
-    def ended(self, world: World, live: Live, now: float) -> None:
-        """See `Placing`."""
-        self._serve(world, now)
-
-    def suspended(self, world: World, live: Live, now: float) -> None:
-        """See `Placing`."""
-        raise AssertionError("nobody is suspended here")
-
-    def _serve(self, world: World, now: float) -> None:
-        for worker, sessions in enumerate(world.on_worker):
-            while self._waiting and len(sessions) < world.hardware.slots:
-                number, since = self._waiting.popleft()
-                tenant = world.traces[number].tenant
-                world.figures.queue_seconds.setdefault(tenant, []).append(now - since)
-                world.place(number, (worker,), now)
 
 
 class Rounds:

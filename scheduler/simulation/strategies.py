@@ -10,29 +10,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
 
 from scheduler.prefetch import Settings, plan_prefetch
+from scheduler.simulation.engine import Strategy, World
 from scheduler.simulation.shelves import Key, Shelf
 from scheduler.snapshot import LinkView, MemoryView, TierView
 
-if TYPE_CHECKING:
-    from scheduler.simulation.engine import World
-
 CLAIRVOYANT_WINDOWS = 16
 """More windows ahead change nothing: by then everything that fits is there."""
-
-
-class Strategy(Protocol):
-    """What is done while a chunk is made."""
-
-    def ahead(self, world: World, session: int, now: float) -> None:
-        """Begin moves for the windows to come."""
-        ...
-
-    def order(self, world: World) -> Callable[[Shelf], Iterator[Key]]:
-        """Who makes room on the device."""
-        ...
 
 
 class Reactive:

@@ -9,10 +9,10 @@ from scheduler.costs import CostModel, LinkCost
 from scheduler.habits import Counts
 from scheduler.prefetch import PrefetchPlan, Transfer
 from scheduler.simulate import Simulation, main, simulate
-from scheduler.simulation.engine import World
+from scheduler.simulation.engine import FirstFree, World
 from scheduler.simulation.hardware import Hardware, LinkSpec, Rates, Sizes, TierSpec, h200_cluster
 from scheduler.simulation.links import Line, Move
-from scheduler.simulation.placing import FirstFree, Rounds
+from scheduler.simulation.placing import Rounds
 from scheduler.simulation.sessions import make_live
 from scheduler.simulation.shelves import Shelves
 from scheduler.simulation.strategies import STRATEGIES, Planned, Reactive
