@@ -6,6 +6,7 @@ Four sessions in five are scripted, as rollouts are; the others are steered by k
 """
 
 import argparse
+import gc
 import os
 import time
 from pathlib import Path
@@ -49,6 +50,7 @@ def main() -> None:
         chunk_seconds=CHUNK_SECONDS,
     )
     traces = made_up(load)
+    gc.freeze()  # a collection walks all objects there are: those of the traces stay anyway
     made = time.process_time()
     placing, strategy = Rounds(hardware), Planned()
     figures = World(traces, hardware, strategy, placing=placing, stopwatch=time.process_time).run()

@@ -200,31 +200,29 @@ class _Planning:
         self.skipped: Counter[str] = Counter()
         self._victims: dict[int, list[tuple[float, int, int]]] = {}
 
-    def demands(
-        self,
-        session: SessionView,
-        revisits: Revisits,
-        worth_N: Floats,
-        least_probability: float,
-    ) -> Iterator[_Demand]:
+    def demands(self, session: SessionView, revisits: Revisits, worth_N: Floats, least: float) -> Iterator[_Demand]:
         """Chunks likely to be asked for that lie in a colder tier and are not under way."""
-        table = session.table
-        chance_N = revisits.chance_HN.max(axis=0, initial=0.0)
-        wanted_N = (chance_N >= least_probability) & (table.tier_N > 0) & ~table.committed_N
-        for row in np.flatnonzero(wanted_N & np.isinf(table.arrives_N)).tolist():
-            # The first window for which it is likely enough sets the deadline.
-            step = int((revisits.chance_HN[:, row] >= least_probability).argmax())
-            deadline = float(revisits.deadline_H[step])
-            seconds = self.fetch_seconds(int(table.tier_N[row]), int(table.nbytes_N[row]))
-            slack = max(deadline - self.view.now_seconds, 1e-9)
+        table, chance_HN, now = session.table, revisits.chance_HN, self.view.now_seconds
+        chance_N = chance_HN.max(axis=0, initial=0.0)
+        wanted_N = (chance_N >= least) & (table.tier_N > 0) & ~table.committed_N
+        rows = np.flatnonzero(wanted_N & np.isinf(table.arrives_N))
+        if not len(rows):
+            return
+        # The first window for which it is likely enough sets the deadline.
+        step_n = (chance_HN[:, rows] >= least).argmax(axis=0)
+        columns = (rows, step_n, revisits.deadline_H[step_n], chance_N[rows], worth_N[rows])
+        tiers, sizes = table.tier_N[rows].tolist(), table.nbytes_N[rows].tolist()
+        found = zip(*(column.tolist() for column in columns), tiers, sizes, strict=True)
+        for row, step, deadline, probability, worth, tier, nbytes in found:
+            seconds = self.fetch_seconds(tier, nbytes)
+            slack = max(deadline - now, 1e-9)
             # With time to spare it can wait; with none it must begin now.
             urgency = min(1.0, seconds / slack)
-            probability = float(chance_N[row])
             spare = slack - session.chunk_seconds - seconds * session.recall.retrieved_chunks
             if step and probability < SURE and spare >= 0:
                 continue  # by the next plan more is known, and a whole window's worth can still arrive
             value = probability * urgency * seconds if math.isfinite(seconds) else 0.0
-            yield _Demand(session, row, probability, deadline, float(worth_N[row]), value)
+            yield _Demand(session, row, probability, deadline, worth, value)
 
     def fetch_seconds(self, tier: int, nbytes: int) -> float:
         """To bring so many bytes to tier 0 over idle links; infinite where a link carries nothing."""

@@ -17,8 +17,8 @@ from worldkv.camera.nearness import mean_pose_distances
 
 SCREENED = 256
 """With more candidates only a shortlist is ranked exactly; with fewer that would cost more than it saves."""
-SHORTLIST = 32
-"""Candidates per query that float32 distances put first: eight times what is retrieved, and their error is 1e-6."""
+SHORTLIST = 4
+"""Candidates per query and retrieved chunk that float32 distances put first: their error is 1e-6."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,10 @@ def predict_revisits(session: SessionView, forecast: Forecast) -> Revisits:
     stop_H = session.chunk + np.arange(ahead) - session.recall.recent_chunks
     allowed_HM = (chunk_M >= first) & (chunk_M < stop_H[:, None])
     allowed_qM = np.tile(allowed_HM, (len(forecast.pose_QH44), 1))
-    place_n, distance_qn = _distances(pose_M44, query_44, allowed_qM, by_yaw=session.recall.ranking == "yaw")
+    recall = session.recall
+    place_n, distance_qn = _distances(
+        pose_M44, query_44, allowed_qM, recall.retrieved_chunks, by_yaw=recall.ranking == "yaw"
+    )
     if not len(place_n):
         return nothing
     chosen_qn = _nearest(distance_qn, session.recall.retrieved_chunks)
@@ -76,15 +79,18 @@ def _candidates(session: SessionView, forecast: Forecast) -> tuple[Ints, Floats]
     )
 
 
-def _distances(pose_M44: Floats, query_q44: Floats, allowed_qM: Bools, *, by_yaw: bool) -> tuple[Ints, Floats]:
+def _distances(
+    pose_M44: Floats, query_q44: Floats, allowed_qM: Bools, count: int, *, by_yaw: bool
+) -> tuple[Ints, Floats]:
     """Candidates worth ranking, and their distances to each query [q, n]; infinite where not allowed."""
     place_n = np.flatnonzero(allowed_qM.any(axis=0))
-    if len(place_n) > SCREENED and not by_yaw:
-        place_n = place_n[_shortlist(pose_M44[place_n], query_q44, allowed_qM[:, place_n])]
+    if len(place_n) > max(SCREENED, 4 * SHORTLIST * count) and not by_yaw:
+        listed = _shortlist(pose_M44[place_n], query_q44, allowed_qM[:, place_n], SHORTLIST * count)
+        place_n = place_n[listed]
     return place_n, mean_pose_distances(pose_M44[place_n], query_q44, allowed_qM[:, place_n], by_yaw=by_yaw)
 
 
-def _shortlist(pose_n44: Floats, query_q44: Floats, allowed_qn: Bools) -> Ints:
+def _shortlist(pose_n44: Floats, query_q44: Floats, allowed_qn: Bools, count: int) -> Ints:
     """Places of all that may be among the nearest to a query, or hold the maximum that distances are divided by."""
     middle_3 = query_q44[0, :3, 3]
     at_n3 = (pose_n44[:, :3, 3] - middle_3).astype(np.float32)
@@ -103,8 +109,14 @@ def _shortlist(pose_n44: Floats, query_q44: Floats, allowed_qn: Bools) -> Ints:
     # Of a camera that stood still the newest come first, as in the ranking: a slope far below what tells poses apart.
     score_qn -= np.arange(len(pose_n44), dtype=np.float32) * np.float32(1e-6 / len(pose_n44))
     score_qn[~allowed_qn] = np.inf
-    best_qn = np.argpartition(score_qn, SHORTLIST, axis=1)[:, :SHORTLIST]
-    return np.unique(np.concatenate([best_qn.reshape(-1), longest_q, widest_q]))
+    # Of the best of twice as many groups at least `count` are as good as the limit: cheaper than sorting all.
+    groups = 2 * count
+    whole = len(pose_n44) // groups * groups
+    best_qg = score_qn[:, :whole].reshape(len(query_q44), -1, groups).min(axis=1)
+    limit_q = np.partition(best_qg, count - 1, axis=1)[:, count - 1]
+    listed_n = (score_qn <= limit_q[:, None]).any(axis=0)
+    listed_n[longest_q] = listed_n[widest_q] = True
+    return np.flatnonzero(listed_n)
 
 
 def _nearest(distance_qn: Floats, count: int) -> Bools:
