@@ -79,9 +79,9 @@ class TrajectoryConfig(Section):
         return self
 
 
-TIER_NAMES = ("device", "host", "disk", "durable")
+TIER_NAMES = ("device", "host", "node", "disk", "durable")
 """Nearest first, which is the order in which a configuration lists them."""
-TierName = Literal["device", "host", "disk", "durable"]
+TierName = Literal["device", "host", "node", "disk", "durable"]
 # Where a tier of this name lies, for those that are told.
 PLACES = {"disk": "folder", "durable": "url"}
 # A label of metrics, and part of each chunk's id.
@@ -92,14 +92,20 @@ class TierConfig(Section):
     """One tier of the chunk memory."""
 
     name: TierName
-    """device: in the memory of the model's device; host: in host memory; disk: files in `folder`; durable: objects at
-    `url`. With CUDA, device and host are allocated whole when the run starts, and host is pinned in the background."""
+    """device: in the memory of the model's device; host: in host memory; node: in the object store of a cluster's node,
+    shared by all its workers and read by those of other nodes; disk: files in `folder`; durable: objects at `url`. With
+    CUDA, device and host are allocated whole when the run starts, and host is pinned in the background."""
     capacity_mib: int = Field(ge=1, strict=True)
-    """Never passed."""
+    """Never passed. Of tier node: by all workers of one node together."""
     folder: Path | None = None
     """Of tier disk: nobody else's, on a local disk."""
     url: str | None = Field(None, min_length=1)
-    """Of tier durable: nobody else's. Any URL that fsspec opens, such as s3://bucket/worlds, or a folder."""
+    """Of tier durable: nobody else's. Any URL that fsspec opens, such as s3://bucket/worlds, or a folder. Of tier node,
+    if given: where every chunk is copied to as well, so that it outlives the cluster; every node has to reach it."""
+    url_capacity_mib: int | None = Field(None, ge=1, strict=True)
+    """Of tier node with a `url`: what may lie there, of all nodes together; never passed."""
+    copies: int | None = Field(None, ge=1, le=8, strict=True)
+    """Of tier node: on how many nodes each chunk lies, as far as there are so many. Not given: 1."""
     keep: bool | None = Field(None, strict=True)
     """Of disk and durable. true: what lies here when the run ends stays until its room is needed, and a later run of
     the same weights and tenant finds it; nothing is copied here for that. false: empty when a run starts and when it
@@ -116,12 +122,12 @@ class TierConfig(Section):
     @property
     def keeps(self) -> bool:
         """`keep`, or what holds where it is not given."""
-        return self.name == "durable" if self.keep is None else self.keep
+        return self.name in ("node", "durable") if self.keep is None else self.keep
 
     @property
     def outlives_the_process(self) -> bool:
         """Whether its chunks lie where another process can find them."""
-        return self.name in PLACES
+        return self.name in PLACES or self.name == "node"
 
     @field_validator("detail")
     @classmethod
@@ -133,9 +139,14 @@ class TierConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> TierConfig:
         for name, place in PLACES.items():
-            if (self.name == name) != (getattr(self, place) is not None):
+            given = getattr(self, place) is not None and not (self.name == "node" and place == "url")
+            if (self.name == name) != given:
                 raise ValueError(f"name: {name} and {place} go together; give both or neither")
-        if self.keep is not None and not self.outlives_the_process:
+        if self.name != "node" and (self.copies, self.url_capacity_mib) != (None, None):
+            raise ValueError("copies and url_capacity_mib: only tier node has them; leave them out")
+        if self.name == "node" and (self.url is None) != (self.url_capacity_mib is None):
+            raise ValueError("url and url_capacity_mib: of tier node they go together; give both or neither")
+        if self.keep is not None and self.name not in PLACES:
             raise ValueError(f"keep = {self.keep}: only tiers {' and '.join(PLACES)} have it; leave it out")
         if self.low_watermark_ratio > self.high_watermark_ratio:
             raise ValueError(

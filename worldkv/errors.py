@@ -5,6 +5,7 @@ WorldKVError
 ├ CapacityError (RuntimeError)    tier, bytes asked, bytes free, bytes pinned
 ├ ChunkError
 │ ├ ChunkNotFound (KeyError)
+│ │ └ ChunkEvicted                made way for others in a tier that is shared
 │ ├ ChunkCorrupt (ValueError)     expected and found checksum, tier, path
 │ ├ ChunkForeign (ValueError)     expected and found epoch or tenant
 │ └ ChunkPinned (RuntimeError)    by whom
@@ -46,6 +47,10 @@ class ChunkError(WorldKVError):
 
 class ChunkNotFound(ChunkError, KeyError):
     """No tier holds this chunk."""
+
+
+class ChunkEvicted(ChunkNotFound):
+    """A shared tier held this chunk, until others needed its room."""
 
 
 class ChunkCorrupt(ChunkError, ValueError):

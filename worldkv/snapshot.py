@@ -5,14 +5,15 @@
 - Complete: policy, trajectory, counters, live KV, model state, and every stored chunk with its payload.
 - Restored on the same device type, in a batch of the same size, it continues bit for bit, in any memory that
   has room. Chunks come coldest first, so that tiers of the same sizes later demote and drop the same ones.
-- A chunk that the memory had dropped stays dropped: its next lookup is a miss, evicted.
+- A chunk that the memory had dropped stays dropped: its next lookup is a miss, evicted. So is one of which the snapshot
+  has the id alone, unless a shared tier has it.
 - Whatever is damaged is refused before the memory is touched. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,12 +41,16 @@ LENGTH_BYTES = 8
 PLAIN_FIELDS = ("seed", "rollout", "tenant", "chunk", "stored_bytes")
 
 
-def snapshot(session: Session) -> bytes:
-    """The whole session; it may go on, and nothing in it or its memory changes. Waits for the device."""
+def snapshot(session: Session, named_only: Collection[str] = ()) -> bytes:
+    """The whole session; it may go on, and nothing in it or its memory changes. Waits for the device.
+
+    Of the chunks `named_only` it holds the ids and no bytes: whoever restores it finds them in a tier that is shared.
+    """
     tensors = {f"state/{name}": tensor for name, tensor in session.state.tensors.items()}
     for live in session.live:
         tensors |= {f"k/{live.index}": live.k_LTHD, f"v/{live.index}": live.v_LTHD}
-    held = session.memory.held(session.stored.values(), tenant=session.tenant)
+    carried = [chunk_id for chunk_id in session.stored.values() if chunk_id not in named_only]
+    held = session.memory.held(carried, tenant=session.tenant)
     pieces = [*map(_tensor_bytes, tensors.values()), *(chunk.to_bytes() for chunk in held.values())]
     header = {
         "version": VERSION,

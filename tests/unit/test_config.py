@@ -103,7 +103,7 @@ def test_an_unknown_key_is_refused_and_the_allowed_ones_are_named(write, text, w
         ("output.lossless=perhaps", r"output\.lossless = 'perhaps': must be a valid boolean"),
         ("worlds=3", r"worlds = 3: must be a section with keys count, first_seed"),
         ("memory.tiers=[{name: host}]", r"memory\.tiers\.0\.capacity_mib: missing; keys here are name, capacity_mib"),
-        ("memory.tiers=[]", r"memory: tiers = \[\]: list at least one of device, host, disk, durable"),
+        ("memory.tiers=[]", r"memory: tiers = \[\]: list at least one of device, host, node, disk, durable"),
         (
             "memory.tiers=[{name: host, capacity_mib: 0}]",
             r"tiers\.0\.capacity_mib = 0: must be greater than or equal to 1",
@@ -113,7 +113,7 @@ def test_an_unknown_key_is_refused_and_the_allowed_ones_are_named(write, text, w
         ("memory.tiers=[{name: disk, capacity_mib: 9}]", r"memory\.tiers\.0: name: disk and folder go together"),
         (
             "memory.tiers=[{name: nvme, capacity_mib: 9}]",
-            r"tiers\.0\.name = 'nvme': must be 'device', 'host', 'disk' or 'durable'",
+            r"tiers\.0\.name = 'nvme': must be 'device', 'host', 'node', 'disk' or 'durable'",
         ),
         (
             "memory.tiers=[{name: host, capacity_mib: 9, high_watermark_ratio: 0.5, low_watermark_ratio: 0.6}]",
@@ -284,6 +284,31 @@ def test_a_durable_tier_keeps_its_chunks_and_a_disk_tier_does_not_unless_told():
     assert [tier.keeps for tier in tiers] == [False, False, False, True]
     disk, durable = DISK.replace("}", ", keep: true}"), DURABLE.replace("}", ", keep: false}")
     assert [tier.keeps for tier in load(None, [f"memory.tiers=[{disk}, {durable}]"]).memory.tiers] == [True, False]
+
+
+def test_a_node_tier_stands_behind_the_host_and_may_be_written_through():
+    node = "{name: node, capacity_mib: 9, copies: 2, url: 's3://b/w', url_capacity_mib: 8}"
+    tier = load(None, [f"memory.tiers=[{DEVICE}, {HOST}, {node}, {DISK}]"]).memory.tiers[2]
+    assert (tier.copies, tier.url, tier.url_capacity_mib) == (2, "s3://b/w", 8)
+    assert (tier.keeps, tier.outlives_the_process) == (True, True)
+    assert load(None, ["memory.tiers=[{name: node, capacity_mib: 9}]"]).memory.tiers[0].copies is None
+
+
+@pytest.mark.parametrize(
+    ("tier", "words"),
+    [
+        ("{name: node, capacity_mib: 9, url: 's3://b/w'}", "of tier node they go together; give both or neither"),
+        ("{name: node, capacity_mib: 9, url_capacity_mib: 2}", "of tier node they go together; give both or neither"),
+        ("{name: node, capacity_mib: 9, copies: 0}", "copies = 0: must be greater than or equal to 1"),
+        ("{name: node, capacity_mib: 9, folder: d}", "name: disk and folder go together"),
+        ("{name: node, capacity_mib: 9, keep: true}", "keep = True: only tiers disk and durable have it"),
+        ("{name: host, capacity_mib: 9, copies: 2}", "copies and url_capacity_mib: only tier node has them"),
+        ("{name: durable, capacity_mib: 9, url: u, url_capacity_mib: 2}", "only tier node has them; leave them out"),
+    ],
+)
+def test_a_node_tier_that_cannot_be_is_refused(tier, words):
+    with pytest.raises(ConfigError, match=words):
+        load(None, [f"memory.tiers=[{tier}]"])
 
 
 def test_a_tier_that_keeps_chunks_may_hold_those_of_other_tenants():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from worldkv.errors import CapacityError, TransferError, TransferLate
 from worldkv.memory.books import Books
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.mover import Mover
-from worldkv.memory.tier import Quarantines, Survives, Tier
+from worldkv.memory.tier import Quarantines, Shared, Survives, Tier
 
 
 class TierAccess:
@@ -19,6 +19,7 @@ class TierAccess:
     def __init__(self, tiers: Sequence[Tier], books: Books, mover: Mover) -> None:
         self.tiers, self._books, self._mover = tuple(tiers), books, mover
         self.survivors = tuple(tier if isinstance(tier, Survives) else None for tier in tiers)
+        self.shared = tuple(tier if isinstance(tier, Shared) else None for tier in tiers)
         self.stuck: tuple[set[str], ...] = tuple(set() for _ in tiers)
         """Per tier: ids of chunks that the tier failed to remove; tried again when their bytes are needed."""
         self.unread: tuple[dict[str, str], ...] = tuple({} for _ in tiers)
@@ -49,7 +50,8 @@ class TierAccess:
         except (CapacityError, TransferError) as fault:
             self._books.failures[level] += 1
             return fault
-        self._books.written(level, self.tiers[level].name, chunk, started)
+        if source is not None or chunk.encoded.device.type != "meta":  # else it was there, and is but taken up
+            self._books.written(level, self.tiers[level].name, chunk, started)
         self.stuck[level].discard(chunk.id)
         self.now_read(chunk.id, level)
         self.keep_names(chunk.id, level, names)
@@ -96,6 +98,17 @@ class TierAccess:
         except TransferError:
             self._books.failures[level] += 1
             self.stuck[level].add(chunk_id)
+
+    def find(self, tenant: str, chunk_ids: Sequence[str], level: int) -> Mapping[str, KVChunk]:
+        """Outlines of those of the chunks that others have put into a shared tier; none of any other tier."""
+        tier = self.shared[level]
+        if tier is None or not chunk_ids:
+            return {}
+        try:
+            return tier.find(tenant, chunk_ids)
+        except TransferError:
+            self._books.failures[level] += 1
+            return {}
 
     def not_read(self, chunk_id: str, level: int, names: Iterable[str]) -> None:
         """The chunk, also asked for under these names, could not be read: to be tried again."""

@@ -4,11 +4,12 @@
 - What cannot be read now stays, counts as a failure of its tier, and is tried again when somebody asks for it. It goes
   unread only where its bytes are needed.
 - A chunk is found under every id under which it was ever admitted.
+- What others have put into a shared tier is taken up when it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from worldkv.errors import ChunkCorrupt, ChunkNotFound, TransferError
 from worldkv.memory.catalogue import Catalogue, Entry
@@ -49,6 +50,28 @@ class Adoption:
                     self._name(level, entry)
                     self._placement.enforce_limits()
 
+    def look_around(self, tenant: str, chunk_ids: Sequence[str]) -> None:
+        """Take up those of the tenant's chunks that no tier here holds, and that others put into a shared one.
+
+        What lies in that alone begins to come nearer. Blocks for headers, not for payloads.
+        """
+        for level, tier in enumerate(self._access.shared):
+            if tier is None:
+                continue
+            missing = [chunk_id for chunk_id in dict.fromkeys(chunk_ids) if not self._lying(tenant, chunk_id)]
+            for name, outline in self._access.find(tenant, missing, level).items():
+                entry = self._entry_of(outline)
+                if self._placement.enter(entry, outline, level):
+                    self._also_named(entry, name)
+                    self._name(level, entry)
+                self._catalogue.settle(entry)
+            known = (self._catalogue.find(tenant, chunk_id) for chunk_id in chunk_ids)
+            tier.prefetch([one.id for one in known if one is not None and min(one.copies, default=None) == level])
+
+    def _lying(self, tenant: str, chunk_id: str) -> bool:
+        entry = self._catalogue.find(tenant, chunk_id)
+        return entry is not None and bool(entry.copies)
+
     def _take_up(self, level: int, chunk_id: str) -> Entry | None:
         tier = self._access.survivors[level]
         assert tier is not None, f"tier {level} outlives no process, and holds no chunk {chunk_id} of an earlier one"
@@ -82,11 +105,14 @@ class Adoption:
     def _name(self, level: int, entry: Entry) -> None:
         tier = self._access.survivors[level]
         for name in () if tier is None else tier.names(entry.id):
-            known = self._catalogue.find(entry.tenant, name)
-            if known is None:
-                self._catalogue.also_named(entry, name)
-            elif known is not entry and not known.copies and not known.firm:
-                self._catalogue.merge(known, entry)
+            self._also_named(entry, name)
+
+    def _also_named(self, entry: Entry, name: str) -> None:
+        known = self._catalogue.find(entry.tenant, name)
+        if known is None:
+            self._catalogue.also_named(entry, name)
+        elif known is not entry and not known.copies and not known.firm:
+            self._catalogue.merge(known, entry)
 
 
 def _in_turn(tier: Survives) -> Iterator[str]:

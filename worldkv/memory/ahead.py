@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from worldkv.errors import TransferLate
+from worldkv.errors import ChunkEvicted, TransferLate
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Entry
 from worldkv.memory.mover import Arrival, Mover
@@ -56,7 +57,7 @@ class Ahead:
             if arrival is not None:
                 self._coming[entry] = level, arrival
             else:
-                self._landed(entry, in_time=self._placement.bring(entry, level, math.inf) is not None)
+                self._landed(entry, in_time=self._brought(entry, level))
         entry.pins += 1
         self._expected[entry] += 1
 
@@ -96,6 +97,11 @@ class Ahead:
         for _, arrival in self._coming.values():
             arrival.cancel()
         self._coming.clear()
+
+    def _brought(self, entry: Entry, level: int) -> bool:
+        with suppress(ChunkEvicted):
+            return self._placement.bring(entry, level, math.inf) is not None
+        return False
 
     def _landed(self, entry: Entry, *, in_time: bool) -> None:
         entry.early = in_time and 0 in entry.copies

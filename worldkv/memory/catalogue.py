@@ -153,6 +153,11 @@ class Catalogue:
             del self._named[entry.tenant, name]
         entry.names.clear()
 
+    def settle(self, entry: Entry) -> None:
+        """Forget what lies nowhere any more and nobody asks for: chunks found at start-up that had to go."""
+        if not entry.copies and entry.references == 0 and not entry.firm:
+            self.forget(entry)
+
     def also_named(self, entry: Entry, chunk_id: str) -> None:
         """The entry goes by one more id."""
         if chunk_id not in entry.names:

@@ -124,6 +124,16 @@ class KVChunk:
         return cls._of(reader.header, reader.read())
 
     @classmethod
+    def over(cls, data_N: NDArray[np.uint8], label: str | None = None) -> KVChunk:
+        """The chunk of these bytes, in its format, without copying them: it is good while they stay as they are.
+
+        Its header is verified, its payload is not (`verify`). Raises ChunkCorrupt, naming the `label`.
+        """
+        header = ChunkReader.open(Buffer(data_N.data, label)).header
+        payload_LN = torch.from_numpy(data_N[header.payload_offset :]).view(header.shape[0], header.layer_bytes)
+        return cls._of(header, header.part(0, header.shape[0], payload_LN))
+
+    @classmethod
     def outline(cls, source: Source) -> KVChunk:
         """The chunk as its verified header tells; its payload is not read and lies on the device `meta`.
 

@@ -186,6 +186,13 @@ class Header:
         return _payload_offset(len(self.packed))
 
     @property
+    def head(self) -> bytes:
+        """What precedes the payload."""
+        packed = self.packed
+        prefix = PREFIX.pack(MAGIC, VERSION, len(packed), xxhash.xxh3_128_digest(packed))
+        return (prefix + packed).ljust(self.payload_offset, b"\0")
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of the whole chunk in this format."""
         return self.payload_offset + self.shape[0] * self.layer_bytes
@@ -199,9 +206,7 @@ class Header:
 
 def pack(header: Header, payload_LN: Tensor) -> tuple[bytes, memoryview]:
     """What precedes the payload, and the payload itself, not copied where it lies on the CPU. Waits for its device."""
-    packed = header.packed
-    prefix = PREFIX.pack(MAGIC, VERSION, len(packed), xxhash.xxh3_128_digest(packed))
-    return (prefix + packed).ljust(header.payload_offset, b"\0"), _bytes_of(payload_LN.cpu().contiguous())
+    return header.head, _bytes_of(payload_LN.cpu().contiguous())
 
 
 class ChunkReader:

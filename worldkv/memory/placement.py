@@ -14,8 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
-from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ModelError, TransferError, TransferLate
+from worldkv.errors import (
+    CapacityError,
+    ChunkCorrupt,
+    ChunkEvicted,
+    ChunkNotFound,
+    ModelError,
+    TransferError,
+    TransferLate,
+)
 from worldkv.memory.access import TierAccess
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
@@ -77,19 +86,22 @@ class Placement:
 
     def place_near(self, entry: Entry, chunk: KVChunk) -> None:
         """Into tier 0 as well, where only tiers that keep copies hold it: after a restart they gave headers alone."""
-        kept = all(self.rules[level].keeps_copies for level in entry.copies)
-        if kept and entry.id == chunk.id and chunk.epoch == self.epoch:
-            entry.pins += 1  # the copy stays while room is made
-            try:
-                self._enter(entry, chunk, 0)
-            finally:
-                entry.pins -= 1
+        if entry.id == chunk.id and chunk.epoch == self.epoch and all(self.rules[i].keeps_copies for i in entry.copies):
+            self.enter(entry, chunk, 0)
+
+    def enter(self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, by: float = math.inf) -> bool:
+        """Into this tier too; its other copies stay where they are. What is given and raised: see `place`, `bring`."""
+        entry.pins += 1
+        try:
+            return self._enter(entry, chunk, level, source, by)
+        finally:
+            entry.pins -= 1
 
     def bring(self, entry: Entry, level: int, deadline: float) -> KVChunk | None:
         """The chunk of tier `level`, moved to tier 0 if that can take it; None where it could not be read.
 
         Verified but for what lies in tier 0 already. Raises TransferLate where the deadline passed before its bytes
-        began to move: it stays where it is.
+        began to move: it stays where it is; and ChunkEvicted where others evicted it from a shared tier.
         """
         if level and self._mover.late(deadline):
             raise TransferLate(f"chunk {entry.id} in tier {self.tiers[level].name}: asked for by {deadline}, too late")
@@ -168,14 +180,11 @@ class Placement:
 
     def _move_up(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
         """Copy the chunk to tier 0; only then it leaves its own, if at all."""
-        entry.pins += 1  # stays while room is made for it
         try:
-            moved = self._enter(entry, chunk, 0, source, deadline)
+            moved = self.enter(entry, chunk, 0, source, deadline)
         except (ChunkCorrupt, ChunkNotFound):
             self._quarantine(entry, level)
             return False
-        finally:
-            entry.pins -= 1
         if moved and not self.rules[level].keeps_copies:
             self.remove(entry, level, "evicted")
         return moved
@@ -187,8 +196,11 @@ class Placement:
             self._push_out(entry, level, "evicted")
 
     def read(self, entry: Entry, level: int) -> KVChunk | None:
-        """The chunk, verified; None where it is damaged, and then taken out, or cannot be read now."""
-        return self._get(entry, level, verified=True)
+        """The chunk, verified; None where it is damaged or gone, and then taken out, or cannot be read now."""
+        try:
+            return self._get(entry, level, verified=True)
+        except ChunkEvicted:
+            return None
 
     def remove(self, entry: Entry, level: int, reason: str) -> int:
         """Out of one tier; returns the bytes that it took up there."""
@@ -209,11 +221,6 @@ class Placement:
             for tenant in sorted(self._catalogue.tenants(level)):
                 self._free(level, tenant, self._room.over_limit(level, tenant, 0), own=True)
 
-    def settle(self, entry: Entry) -> None:
-        """Forget what lies nowhere any more and nobody asks for: chunks found at start-up that had to go."""
-        if not entry.copies and entry.references == 0 and not entry.firm:
-            self._catalogue.forget(entry)
-
     def _get(self, entry: Entry, level: int, *, verified: bool = False, staged: bool = False) -> KVChunk | None:
         tier = self.tiers[level]
         try:
@@ -222,6 +229,9 @@ class Placement:
             chunk = tier.get(entry.id)
             if verified and not tier.verifies:
                 chunk.verify()
+        except ChunkEvicted:
+            self._books.moved("dropped", self.remove(entry, level, "evicted"), times=not entry.copies)
+            raise
         except (ChunkCorrupt, ChunkNotFound):
             self._quarantine(entry, level)
             return None
@@ -233,7 +243,7 @@ class Placement:
     def _lift(self, entry: Entry, level: int) -> tuple[KVChunk | None, int | None]:
         """A chunk that may leave its tier: verified, or bare and with the tier where the mover shall read it."""
         if self._room.lenders[level] is None:
-            return self.read(entry, level), None
+            return self._get(entry, level, verified=True), None
         chunk = self._get(entry, level)
         return chunk and chunk.bare(), level
 
@@ -309,7 +319,7 @@ class Placement:
                 freed += entry.copies[level].cost_bytes
         for entry in batch:
             self.drop(entry, "stale_epoch")
-            self.settle(entry)
+            self._catalogue.settle(entry)
         self.access.give_up_unread(level, wanted_bytes)
 
     def _free(self, level: int, tenant: str, need: int, *, own: bool) -> None:
@@ -353,7 +363,7 @@ class Placement:
             if level in entry.copies:
                 self._push_out(entry, level, "evicted")
             else:
-                self.settle(entry)
+                self._catalogue.settle(entry)
             return cost
         twin = self._catalogue.find(entry.tenant, small.id)
         if twin is not None and twin is not entry and (twin.copies or twin in self._arriving):
@@ -361,7 +371,7 @@ class Placement:
             self._catalogue.merge(entry, twin)
             self.keep_names(twin)
             return cost
-        if self._fits_beside(entry, small, level):
+        if self._room.fits_beside(small, level):
             fault = self.access.write(small, level, entry.names)
             if fault is None:
                 self.remove(entry, level, "evicted")
@@ -392,13 +402,8 @@ class Placement:
             self._catalogue.enter(entry, level, cost)
             return None
         self._books.moved("demoted", cost, times=self.place(entry, whole or small, level=level + 1))
-        self.settle(entry)
+        self._catalogue.settle(entry)
         return cost
-
-    def _fits_beside(self, entry: Entry, small: KVChunk, level: int) -> bool:
-        """Whether both forms may lie in the tier at once, so that at no moment neither does."""
-        cost = self.tiers[level].cost_bytes(small)
-        return self._room.has_room(small, level) and self._room.over_limit(level, entry.tenant, cost) <= 0
 
     def _enter_reduced(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int:
         """The tier holds the chunk with less detail, and no longer with more; returns the bytes that became free."""
@@ -427,11 +432,13 @@ class Placement:
             self._books.moved("dropped", cost, times=not entry.copies)
         else:
             self._push_down(entry, level, reason)
-        self.settle(entry)
+        self._catalogue.settle(entry)
 
     def _push_down(self, entry: Entry, level: int, reason: str) -> None:
         """Into the next tier that takes it; out of this one in any case."""
-        chunk, source = self._lift(entry, level)
+        chunk, source = None, None
+        with suppress(ChunkEvicted):
+            chunk, source = self._lift(entry, level)
         if chunk is None:
             if level in entry.copies:  # it cannot be read now, and its room is needed now
                 cost = self.remove(entry, level, reason)

@@ -31,6 +31,8 @@ class TierRules:
     """What it takes to read a chunk here, for tiers that weigh whether to send it here."""
     keeps_copies: bool = False
     """Whether what is promoted stays here too; a tier that outlives the process should."""
+    copies_at_once: bool = False
+    """Whether what is admitted is copied here at once, not only when it leaves nearer tiers: so that others find it."""
     keeps_released: bool = False
     """Whether what nobody holds any more stays here, for a later process, until its room is needed."""
 
@@ -75,6 +77,11 @@ class Room:
     def has_room(self, chunk: KVChunk, level: int) -> bool:
         """Whether the tier could take the chunk at once."""
         return self.tiers[level].cost_bytes(chunk) <= self.free_bytes(level)
+
+    def fits_beside(self, chunk: KVChunk, level: int) -> bool:
+        """Whether both forms of a chunk may lie in the tier at once, so that at no moment neither does."""
+        cost = self.tiers[level].cost_bytes(chunk)
+        return self.has_room(chunk, level) and self.over_limit(level, chunk.tenant, cost) <= 0
 
     def victims(
         self, level: int, tenant: str, need: int, *, own: bool, where: Callable[[Entry], bool] = lambda entry: True

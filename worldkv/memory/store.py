@@ -20,6 +20,7 @@ from worldkv.durations import Listener, nobody
 from worldkv.errors import (
     CapacityError,
     ChunkCorrupt,
+    ChunkEvicted,
     ChunkForeign,
     ChunkNotFound,
     ChunkPinned,
@@ -113,12 +114,15 @@ class ChunkMemory:
         else:
             self._placement.keep_names(entry)
             self._placement.place_near(entry, chunk)
+        if entry.id == chunk.id and chunk.epoch == self.epoch:
+            for level in (level for level, rules in enumerate(self.rules) if rules.copies_at_once):
+                self._placement.enter(entry, chunk, level)
         return known_as or chunk.id
 
     def admit_dropped(self, chunk_ids: Iterable[str], *, tenant: str = DEFAULT_TENANT) -> None:
         """Take one reference on chunks that were dropped elsewhere: they miss as evicted, not as cold.
 
-        Where this memory holds the same content for another session of the tenant, they hit.
+        Where this memory holds the same content for another session of the tenant, or a shared tier has it, they hit.
         """
         for chunk_id in chunk_ids:
             entry = self._catalogue.find(tenant, chunk_id) or self._catalogue.add(tenant, self.epoch, chunk_id)
@@ -152,6 +156,7 @@ class ChunkMemory:
         """
         found: list[KVChunk | None] = []
         pinned: list[Entry] = []
+        self._adoption.look_around(tenant, chunk_ids)
         try:
             for chunk_id in chunk_ids:
                 found.append(self._fetch(chunk_id, tenant, deadline))
@@ -169,10 +174,12 @@ class ChunkMemory:
         use is. Blocks for copies within the host's memory, not for tiers that take long. To be let go after the
         fetch, or when they are not expected any more.
         """
+        wanted = list(chunk_ids)
+        self._adoption.look_around(tenant, wanted)
         expected = Expected([], self._leave)
         with ExitStack() as unless_all_is_well:
             unless_all_is_well.callback(expected.let_go)
-            for chunk_id in chunk_ids:
+            for chunk_id in wanted:
                 # One by one: what is started first may be why another lies nowhere any more.
                 for entry in self._lying([chunk_id], tenant):
                     if entry.epoch == self.epoch:
@@ -305,12 +312,14 @@ class ChunkMemory:
                     return chunk
             except TransferLate:
                 reason = "late"
+            except ChunkEvicted:
+                reason = "evicted"
             self._books.passed(level, tenant, reason)
             reasons.add(reason)
         lost = entry.lost if entry else "cold"
         self._books.miss("corrupt" if "corrupt" in reasons else "late" if "late" in reasons else lost)
         if entry is not None:
-            self._placement.settle(entry)
+            self._catalogue.settle(entry)
         return None
 
     def _miss_as_stale(self, entry: Entry) -> None:
@@ -319,7 +328,7 @@ class ChunkMemory:
         self._books.miss("stale_epoch")
         if not entry.firm:
             self._placement.drop(entry, "stale_epoch")
-            self._placement.settle(entry)
+            self._catalogue.settle(entry)
 
     def _refuse_foreign(self, chunk: KVChunk, tenant: str | None) -> None:
         what = f"chunk {chunk.id}, number {chunk.index} of a rollout"
@@ -378,4 +387,4 @@ class ChunkMemory:
                 if not self.rules[level].keeps_released:
                     self._placement.remove(entry, level, "evicted")
             entry.found = bool(entry.copies)  # what stays, stays as if found at a start
-            self._placement.settle(entry)
+            self._catalogue.settle(entry)

@@ -5,7 +5,7 @@ Which chunk goes where, what leaves and when is decided by the store; recency, r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from worldkv.memory.chunk import KVChunk
@@ -131,4 +131,25 @@ class Quarantines(Protocol):
 
     def quarantine(self, chunk_id: str) -> None:
         """The chunk is not here any more. Raises TransferError as `Tier.remove` does."""
+        ...
+
+
+@runtime_checkable
+class Shared(Tier, Protocol):
+    """A tier that others write to and evict from as well.
+
+    What `ids` lists, and `used_bytes` counts, is what this process has put or taken up there. Others may have evicted
+    it since: then `get` raises ChunkEvicted.
+    """
+
+    def find(self, tenant: str, chunk_ids: Sequence[str]) -> Mapping[str, KVChunk]:
+        """Outlines of the tenant's chunks that lie here by now, by the ids asked for; whoever put them.
+
+        To `put` such an outline takes the chunk up; no payload moves. Blocks. Raises TransferError where nobody can
+        tell.
+        """
+        ...
+
+    def prefetch(self, chunk_ids: Iterable[str]) -> None:
+        """A hint: begin to bring these nearer, for a `get` to come. Does not block for payloads. Raises nothing."""
         ...

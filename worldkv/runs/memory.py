@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -11,6 +11,7 @@ import torch
 
 from worldkv.config import MemoryConfig, TierConfig
 from worldkv.durations import Listener, nobody
+from worldkv.errors import ConfigError
 from worldkv.geometry import KVGeometry
 from worldkv.memory.crossing import Crossing
 from worldkv.memory.detail import Ladder, parse_detail
@@ -33,12 +34,19 @@ from worldkv.runs.memory_check import MIB, at_key
 READERS = 4
 # About as measured on two CPU cores (benchmarks/transfer_cpu_202611.md, disk_tier_cpu_202611.md): what eviction by cost
 # has to know is only that a disk takes many times as long as memory.
-REFETCH = {"host": Refetch(0.0, 7e9), "disk": Refetch(6e-4, 1e9)}
+REFETCH = {"host": Refetch(0.0, 7e9), "node": Refetch(2e-3, 7e9), "disk": Refetch(6e-4, 1e9)}
 
 
-def open_memory(config: MemoryConfig, model: WorldModel, *, listener: Listener = nobody) -> ChunkMemory:
+def open_memory(
+    config: MemoryConfig,
+    model: WorldModel,
+    made: Mapping[str, Tier] | None = None,
+    *,
+    listener: Listener = nobody,
+) -> ChunkMemory:
     """A memory that is empty but for what its tiers keep from an earlier process. Blocks for reading that.
 
+    `made`: tiers by name that somebody else opened for this memory alone, such as `node`; it closes them with the rest.
     `listener`: see `ChunkMemory`.
 
     Raises ConfigError where a tier cannot be had, OutputError where its folder cannot be used, TransferError where
@@ -48,7 +56,7 @@ def open_memory(config: MemoryConfig, model: WorldModel, *, listener: Listener =
         tiers: list[Tier] = []
         for place, tier in enumerate(config.tiers):
             with at_key(place, tier):
-                tiers.append(_open(tier, model.device))
+                tiers.append(made[tier.name] if made and tier.name in made else _open(tier, model.device))
             opened.callback(tiers[-1].close)
             if not tier.keeps:
                 _empty(tiers[-1])
@@ -74,6 +82,8 @@ def pin_faults(memory: ChunkMemory) -> list[str]:
 
 def _open(config: TierConfig, device: torch.device) -> Tier:
     capacity_bytes = config.capacity_mib * MIB
+    if config.name == "node":
+        raise ConfigError("tier node: there is one only in a cluster; leave it out, or run in one")
     if config.folder is not None:
         return DiskTier.open(config.name, config.folder, capacity_bytes)
     if config.url is not None:
@@ -112,5 +122,6 @@ def _rules(config: MemoryConfig, tier: TierConfig, geometry: KVGeometry) -> Tier
         shares=Shares(shares),
         refetch=REFETCH.get(tier.name, Refetch(0.0, math.inf)),
         keeps_copies=tier.outlives_the_process,
+        copies_at_once=tier.name == "node",
         keeps_released=tier.keeps,
     )

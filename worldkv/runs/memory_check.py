@@ -116,7 +116,7 @@ def check_places(memory: MemoryConfig, key: str, written: Path) -> None:
         with at_key(place, tier):
             if tier.folder is not None:
                 folder.check(tier.folder, tier.name)
-            if tier.url is not None:
+            if tier.url is not None and tier.name != "node":  # there it belongs to the whole cluster
                 check_durable_tier(tier.name, tier.url)
 
 

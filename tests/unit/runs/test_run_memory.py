@@ -23,6 +23,7 @@ from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.disk import DiskTier
 from worldkv.memory.tiers.headroom import Headroom
 from worldkv.memory.tiers.host import HostTier
+from worldkv.memory.tiers.resident import ResidentTier
 from worldkv.memory.tiers.slab import HostSlab
 from worldkv.runs import memory as run_memory
 from worldkv.runs.memory import open_memory, pin_faults
@@ -257,6 +258,28 @@ def test_tiers_stand_in_the_order_of_the_configuration_with_their_rules(make_con
     assert (host.shares.share("a").reserved_bytes, host.shares.share("a").limit_bytes) == (MIB, 2 * MIB)
     assert host.shares.share("b").limit_bytes is None
     memory.close()
+
+
+def test_a_tier_that_was_made_outside_takes_its_place_and_is_closed_with_the_memory(make_config, monkeypatch):
+    tiers = [ALL[0], "{name: node, capacity_mib: 64}", ALL[3]]
+    node, closed = ResidentTier("node", torch.device("cpu"), 64 * MIB), []
+    monkeypatch.setattr(node, "close", lambda: closed.append(node))
+    memory = open_memory(make_config(tiers).memory, MODEL, {"node": node})
+    assert memory.tiers[1] is node
+    rules = memory.rules[1]
+    assert (rules.keeps_copies, rules.keeps_released, rules.copies_at_once) == (True, True, True)
+    assert not any(rules.copies_at_once for rules in (memory.rules[0], memory.rules[2]))
+    chunk_id = memory.admit(new_chunk())
+    assert [chunk_id in tier for tier in memory.tiers] == [True, True, False]
+    memory.release([chunk_id])
+    assert [chunk_id in tier for tier in memory.tiers] == [False, True, False]
+    memory.close()
+    assert closed == [node]
+
+
+def test_a_node_tier_without_a_cluster_is_refused(make_config):
+    with pytest.raises(ConfigError, match="tier node: there is one only in a cluster; leave it out, or run in one"):
+        open_memory(make_config([ALL[0], "{name: node, capacity_mib: 64}"]).memory, MODEL)
 
 
 @pytest.mark.parametrize("fault", [OutputError("gone"), TransferError("gone"), KeyboardInterrupt()])
