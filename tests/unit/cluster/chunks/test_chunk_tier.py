@@ -364,3 +364,24 @@ def test_what_was_evicted_here_and_lies_on_a_node_that_does_not_answer_may_come_
         tier.get(chunk.id)
     town.servers["b"] = away
     assert same(tier.get(chunk.id), chunk)
+
+
+def test_promoting_finds_shared_chunks_and_what_was_evicted_meanwhile_raises_nothing(village, new_chunk):
+    town = village(4 * SIZE, nodes=("a", "b"))
+    maker, mover = memory_of(town.worker(), 1), memory_of(town.worker("b", 2), 2)
+    first, second = (maker.admit(new_chunk(i)) for i in range(2))
+    town.pass_time(1)
+    mover.admit_dropped([first, second])
+    mover.promote([second, "unknown"])
+    assert mover.lying()[0] == [second]
+    assert (mover.stats().tiers[1].written_bytes, mover.stats().prefetch.issued) == (0, 1)
+    mover.fetch([second])
+    assert mover.stats().prefetch.useful == 1
+    mover.prefetch([first])
+    mover.tiers[1]._client.close()  # gives back what was sent for
+    for i in range(2, 6):
+        maker.admit(new_chunk(i))
+    mover.promote([first])
+    assert mover.lying()[0] == [second]
+    assert mover.check_integrity() == []
+    town.check()
