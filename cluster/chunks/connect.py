@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -52,6 +54,36 @@ def open_node_tier(settings: ChunkSettings, *, outbox_bytes: int = OUTBOX_BYTES)
     tier = NodeTier("node", settings.capacity_bytes, client, outbox)
     outbox.start()
     return tier
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The tier at one moment, for whoever watches."""
+
+    nodes: dict[str, dict[str, int]]
+    """Of each server that lives, the durable one included: chunks, used_bytes, capacity_bytes, lent_bytes, evicted."""
+    pending_bytes: int
+    """Of chunks that are to have more copies than they have."""
+    lag_seconds: float
+    """Since when the oldest of them is."""
+
+
+def overview(settings: ChunkSettings) -> Overview:
+    """Asks a directory and all servers; those that do not answer are left out. Raises TransferError where none can."""
+    network = RayNetwork(ray.get_runtime_context().get_node_id(), settings.directories)
+    fault: TransferError | None = None
+    for directory in network.directories():
+        try:
+            living, (pending, lag) = directory.nodes(), directory.arrears(0.0)
+        except TransferError as error:
+            fault = error
+            continue
+        figures: dict[str, dict[str, int]] = {}
+        for node in living:
+            with suppress(TransferError):
+                figures[node] = network.server(node).figures()
+        return Overview(figures, pending, lag)
+    raise TransferError("no directory of chunks answers") from fault
 
 
 def start_servers(settings: ChunkSettings, nodes: list[str] | None = None) -> None:

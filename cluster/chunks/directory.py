@@ -49,7 +49,9 @@ class Directory:
         self._places: dict[Key, dict[str, None]] = {}
         self._named: dict[Key, Key] = {}
         self._gone: OrderedDict[Key, Gone] = OrderedDict()
-        self._owed: OrderedDict[Key, None] = OrderedDict()
+        self._owed: OrderedDict[Key, float] = OrderedDict()
+        """Chunk -> since when."""
+        self._now = now
         self._ordered: dict[Order, float] = {}
         self._declined: set[Order] = set()
 
@@ -65,7 +67,7 @@ class Directory:
             known = _Known(report.life, None, now, report.free_bytes)
             self._servers[report.life.node] = known
             # It may be just what was missing; what is not owed all the same is struck out when orders are given.
-            self._owed |= dict.fromkeys(self._labels)
+            self._owed = OrderedDict(dict.fromkeys(self._labels, now) | self._owed)
         known.heard, known.free_bytes = now, report.free_bytes
         if report.base is not None and report.base != known.number:
             known.number = None
@@ -75,6 +77,7 @@ class Directory:
 
     def expire(self, now: float) -> None:
         """Count as dead who was silent for too long."""
+        self._now = now
         for node, known in list(self._servers.items()):
             if now - known.heard > SILENT_SECONDS:
                 self._lose(known)
@@ -103,6 +106,12 @@ class Directory:
         here = {key: key in self._labels for key in keys if key not in self._gone}
         settled = self._settled(now)
         return {k: known and settled and not (k in self._owed and self._wanted(k)) for k, known in here.items()}
+
+    def arrears(self, now: float) -> tuple[int, float]:
+        """Bytes of all chunks that are to have more copies than they have, and for how long the oldest has been so."""
+        self.expire(now)
+        late = {key: since for key, since in self._owed.items() if self._wanted(key)}
+        return sum(self._labels[key].nbytes for key in late), max((now - since for since in late.values()), default=0.0)
 
     def nodes(self) -> dict[str, int]:
         """Node -> number of chunks, of the servers that live."""
@@ -149,7 +158,7 @@ class Directory:
             self._named[label.tenant, name] = key
         self._ordered.pop(Order(key, node), None)
         if fresh:
-            self._owed[key] = None
+            self._owed.setdefault(key, self._now)
 
     def _remove(self, known: _Known, key: Key, reason: Gone) -> None:
         node = known.life.node
@@ -186,7 +195,7 @@ class Directory:
         for key in list(known.has):
             self._remove(known, key, Gone.LOST)
             if key in self._labels:
-                self._owed[key] = None
+                self._owed.setdefault(key, self._now)
 
     def _wanted(self, key: Key) -> list[str]:
         """Where the chunk should lie and does not, as far as may be."""

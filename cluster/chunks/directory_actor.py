@@ -26,6 +26,10 @@ class DirectoryActor:
         """See `Directory.copied`."""
         return self._directory.copied(keys, time.monotonic())
 
+    def arrears(self, _: float) -> tuple[int, float]:
+        """See `Directory.arrears`."""
+        return self._directory.arrears(time.monotonic())
+
     def nodes(self) -> dict[str, int]:
         """See `Directory.nodes`."""
         self._directory.expire(time.monotonic())

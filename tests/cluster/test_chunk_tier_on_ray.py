@@ -34,7 +34,8 @@ import ray  # noqa: E402
 from chunk_worker import Worker  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from cluster.chunks.connect import start_servers  # noqa: E402
+from cluster.chunks.connect import overview, start_servers  # noqa: E402
+from cluster.chunks.labels import DURABLE  # noqa: E402
 from cluster.chunks.runtime import NAMESPACE, directory_name, server_name  # noqa: E402
 from cluster.chunks.settings import MIB, ChunkSettings  # noqa: E402
 from worldkv.errors import ConfigError  # noqa: E402
@@ -217,6 +218,14 @@ def test_what_comes_too_fast_to_be_kept_is_a_miss_as_evicted(nodes, workers):
         reason: before[reason] for reason in before if reason != "evicted"
     }
     audit(nodes)
+
+
+def test_an_overview_tells_how_full_every_node_is_and_what_is_behind(town, nodes):
+    until(lambda: overview(town.settings).pending_bytes == 0)
+    found = overview(town.settings)
+    assert found.nodes.keys() == {*nodes, DURABLE}
+    assert all(0 < one["used_bytes"] <= one["capacity_bytes"] for one in found.nodes.values())
+    assert found.lag_seconds == 0.0
 
 
 def test_settings_that_the_store_cannot_hold_are_refused_in_one_line(town):

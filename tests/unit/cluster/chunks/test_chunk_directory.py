@@ -111,6 +111,20 @@ def test_copies_are_ordered_once_and_no_more_when_they_are_there():
     assert directory.report(everything("a", label(1)), late + ORDER_SECONDS + 2).orders == ()
 
 
+def test_what_is_owed_and_since_when_can_be_told():
+    directory = directory_of(copies=2)
+    directory.report(everything("a", label(1), label(2)), NOW)
+    assert directory.arrears(NOW) == (0, 0.0)  # there is no second node
+    directory.report(everything("b"), NOW + 1)
+    directory.report(everything("a", label(1), label(2)), NOW + 2)
+    assert directory.arrears(NOW + 3) == (2 * 4096, 2.0)
+    directory.report(everything("b", label(1)), NOW + 3)
+    directory.report(everything("a", label(1), label(2), label(3)), NOW + 3)
+    assert directory.arrears(NOW + 4) == (2 * 4096, 3.0)
+    directory.report(everything("b", label(1), label(2), label(3)), NOW + 4)
+    assert directory.arrears(NOW + 4) == (0, 0.0)
+
+
 def test_a_copy_that_was_evicted_or_declined_is_not_asked_for_again_but_one_that_died_is():
     directory = directory_of(copies=2)
     directory.report(everything("b"), NOW)
