@@ -3,8 +3,8 @@
 - A chunk on its way in is counted twice: once as its writer's object, once as the server's own.
 - What is read by somebody is not evicted, for that would free nothing; what is dropped while it is read stays counted
   as lingering until its last reader gives it back, or is dead.
-- A claim says that a process counts on a chunk. What nobody claims stays until its room is needed: it may have outlived
-  its maker, and a moved session may yet ask for it.
+- A claim says that a process counts on a chunk. What the last one has given up goes first when room is needed, and not
+  before: a moved session may yet ask for it. What a dead process claimed keeps its turn.
 
 Decides and counts; holds no bytes. Not thread-safe: the server has one lock.
 """
@@ -150,13 +150,13 @@ class ServerBooks:
             del self._lent[loan.serial]
             self._lingering.pop(loan.serial, None)
 
-    def unclaim(self, key: Key, process: Process) -> bool:
-        """The process does not count on the chunk any more; whether it was the last that did."""
+    def unclaim(self, key: Key, process: Process) -> None:
+        """The process does not count on the chunk any more; where nobody else does, it is the first to go."""
         holding = self.held.get(key)
-        if holding is None or process not in holding.claims:
-            return False
-        holding.claims.discard(process)
-        return not holding.claims
+        if holding is not None and process in holding.claims:
+            holding.claims.discard(process)
+            if not holding.claims:
+                self.held.move_to_end(key, last=False)
 
     def sweep(self, node: str, alive: Callable[[Process], bool], now: float) -> None:
         """End what the dead have reserved, borrowed and claimed; `alive` can tell for processes of this `node` only."""

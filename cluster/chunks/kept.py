@@ -20,8 +20,6 @@ AHEAD = 64
 class KeptShelf:
     """See `server.Shelf`; a handle is the chunk's id. The tier is this server's alone."""
 
-    outlives = True
-
     def __init__(self, tier: Survives, objects: Objects) -> None:
         self._tier, self._objects = tier, objects
         self._stuck: set[str] = set()

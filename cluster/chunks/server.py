@@ -57,11 +57,6 @@ class Objects(Protocol):
 class Shelf(Protocol):
     """Where one server's chunks lie."""
 
-    @property
-    def outlives(self) -> bool:
-        """Whether it outlives its server: then nobody's giving up a chunk is a reason to drop it."""
-        ...
-
     def keep(self, label: Label, data: Bytes) -> Handle:
         """Copy the bytes here. Blocks. Raises CapacityError, TransferError."""
         ...
@@ -89,8 +84,6 @@ class Shelf(Protocol):
 
 class ObjectShelf:
     """A shelf in the object store; ends with its server."""
-
-    outlives = False
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -189,16 +182,11 @@ class ChunkServer:
         """Keep a copy of a chunk that another server has. Raises as `offer` and `store` do."""
         if self.offer(label, source):
             self.store(label, handle, source)
-        self.unclaim(label.key, source, drop=False)
 
-    def unclaim(self, key: Key, process: Process, *, drop: bool = True) -> None:
-        """The process does not count on the chunk any more; where nobody else does, its room is free.
-
-        A shelf that outlives its server keeps it all the same until the room is needed.
-        """
+    def unclaim(self, key: Key, process: Process) -> None:
+        """The process does not count on the chunk any more; where nobody else does, it is the first to go."""
         with self._lock:
-            if self._books.unclaim(key, process) and drop and not self._shelf.outlives:
-                self._drop(key, Gone.EVICTED)
+            self._books.unclaim(key, process)
 
     def also_name(self, key: Key, names: Iterable[str]) -> None:
         """Further ids under which the chunk is asked for. Raises TransferError."""

@@ -150,7 +150,7 @@ class NodeTier:
         return chunk
 
     def remove(self, chunk_id: str) -> None:
-        """Give up the claim: the server drops the chunk if that was the last one. See `Tier`."""
+        """Give up the claim: the chunk goes first when its node needs room, if nobody else claims it. See `Tier`."""
         claim = self._claims.pop(chunk_id, None)
         if claim is None:
             return

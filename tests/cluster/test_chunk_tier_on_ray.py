@@ -224,7 +224,7 @@ def test_an_overview_tells_how_full_every_node_is_and_what_is_behind(town, nodes
     until(lambda: overview(town.settings).pending_bytes == 0)
     found = overview(town.settings)
     assert found.nodes.keys() == {*nodes, DURABLE}
-    assert all(0 < one["used_bytes"] <= one["capacity_bytes"] for one in found.nodes.values())
+    assert all(0 < one["used_bytes"] <= one["capacity_bytes"] for one in found.nodes.values()), found.nodes
     assert found.lag_seconds == 0.0
 
 

@@ -90,8 +90,13 @@ def test_the_dead_give_back_what_they_had_and_others_keep_theirs():
     books.sweep("a", lambda process: False, FAR_LOAN_SECONDS + 1)
     assert books.lent_bytes == 0
     books.give_back(far)
-    assert books.unclaim(label(0).key, FAR)
-    assert not books.unclaim(label(0).key, FAR)
+    bring(books, label(2))
+    books.give_back(books.lend(holding, HERE, 0.0))
+    books.unclaim(label(0).key, HERE)
+    assert next(iter(books.held)) == label(2).key
+    books.unclaim(label(0).key, FAR)
+    books.unclaim(label(0).key, FAR)
+    assert next(iter(books.held)) == label(0).key
     assert books.faults() == []
 
 

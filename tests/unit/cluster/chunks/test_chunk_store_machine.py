@@ -25,6 +25,11 @@ def shared_world(machine, village, new_chunk, damage):
         return [device, host, town.worker(capacity_bytes=12 * PAGE)], VerifyingMover(clock=clock)
 
     class SharedWorld(machine.World):
+        def fetch_late(self, rng):
+            for who in machine.TENANTS:  # what is found only now would lie in another place afterwards
+                self.memory.prefetch([chunk.id for chunk in self.chunks[who]], tenant=who)
+            super().fetch_late(rng)
+
         def others_press(self, rng):
             self.damaged = True  # what others evict goes whoever holds it
             chunk = self.of_others[rng.randrange(len(self.of_others))]

@@ -42,19 +42,40 @@ def test_a_chunk_comes_back_as_it_went_in_and_is_found_by_another_worker_of_its_
     town.check()
 
 
-def test_a_chunk_outlives_its_worker_and_goes_with_the_last_claim(village, new_chunk):
-    town = village(20 * SIZE)
+def test_a_chunk_outlives_its_worker_and_goes_first_once_nobody_claims_it(village, new_chunk):
+    town = village(4 * SIZE)
     maker, other, third = (town.worker(pid=pid) for pid in (1, 2, 3))
-    chunk = new_chunk(0)
+    chunk, older = new_chunk(0), new_chunk(1)
+    maker.put(older)
     maker.put(chunk)
     town.servers["a"].sweep(lambda process: process.pid != 1)
-    other.put(other.find("default", [chunk.id])[chunk.id])
-    third.put(third.find("default", [chunk.id])[chunk.id])
+    for tier in (other, third):
+        tier.put(tier.find("default", [chunk.id])[chunk.id])
     other.remove(chunk.id)
     assert same(third.get(chunk.id), chunk)
+    gc.collect()
+    third.give_back()
     third.remove(chunk.id)
-    assert town.servers["a"].figures()["chunks"] == 0
+    assert town.servers["a"].figures()["chunks"] == 2
+    for i in (2, 3):
+        other.put(new_chunk(i))
+    assert list(third.find("default", [older.id, chunk.id])) == [older.id]
     town.check()
+
+
+def test_what_is_read_from_elsewhere_drives_no_chunk_out_of_its_node(village, new_chunk):
+    town = village(8 * SIZE, nodes=("a", "b"))
+    near, far = town.worker(capacity_bytes=2 * SIZE), town.worker("b", 2)
+    for i in range(4):
+        far.put(new_chunk(i))
+    near.put(new_chunk(9))
+    town.pass_time(1)
+    for i in range(4):
+        if len(near) == 2:
+            near.remove(next(near.ids()))
+        near.put(near.find("default", [new_chunk(i).id])[new_chunk(i).id])
+    assert new_chunk(9).id not in near
+    assert list(near.find("default", [new_chunk(9).id])) == [new_chunk(9).id]
 
 
 def test_what_others_evicted_is_told_as_such_and_what_is_read_is_not_evicted(village, new_chunk):
@@ -79,7 +100,7 @@ def test_what_is_dropped_while_it_is_read_counts_until_it_is_let_go(village, new
     tier, chunk = town.worker(), new_chunk(0)
     tier.put(chunk)
     part = tier.get(chunk.id).encoded.layer_range(1, 2).payload_LN
-    tier.remove(chunk.id)
+    town.servers["a"]._drop(("default", chunk.id), Gone.EVICTED)
     assert town.servers["a"].figures()["used_bytes"] == SIZE
     assert part.equal(chunk.encoded.payload_LN[1:])
     del part
