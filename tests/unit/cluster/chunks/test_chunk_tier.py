@@ -387,22 +387,24 @@ def test_what_was_evicted_here_and_lies_on_a_node_that_does_not_answer_may_come_
     assert same(tier.get(chunk.id), chunk)
 
 
-def test_promoting_finds_shared_chunks_and_what_was_evicted_meanwhile_raises_nothing(village, new_chunk):
+def test_prefetching_finds_shared_chunks_and_what_was_evicted_meanwhile_raises_nothing(village, new_chunk):
     town = village(4 * SIZE, nodes=("a", "b"))
-    maker, mover = memory_of(town.worker(), 1), memory_of(town.worker("b", 2), 2)
+    maker, mover = memory_of(town.worker(), 1), memory_of(town.worker("b", 2), 10)
     first, second = (maker.admit(new_chunk(i)) for i in range(2))
     town.pass_time(1)
     mover.admit_dropped([first, second])
-    mover.promote([second, "unknown"])
+    mover.prefetch([second, "unknown"]).let_go()
     assert mover.lying()[0] == [second]
     assert (mover.stats().tiers[1].written_bytes, mover.stats().prefetch.issued) == (0, 1)
     mover.fetch([second])
     assert mover.stats().prefetch.useful == 1
-    mover.prefetch([first])
-    mover.tiers[1]._client.close()  # gives back what was sent for
+    mover.tiers[1].put(mover.tiers[1].find("default", [first])[first])
+    entry = mover._catalogue.find("default", first)
+    mover._catalogue.rename(entry, new_chunk(0))
+    mover._catalogue.enter(entry, 1, SIZE)  # known, and then
     for i in range(2, 6):
         maker.admit(new_chunk(i))
-    mover.promote([first])
-    assert mover.lying()[0] == [second]
+    mover.prefetch([first]).let_go()
+    assert mover.lying() == [[second], [second]]
     assert mover.check_integrity() == []
     town.check()
