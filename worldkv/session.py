@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from worldkv.memory.policy import MemoryPolicy
 from worldkv.memory.ranking import Query, choose
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.base import ModelState, View, WorldModel
+from worldkv.models.ranks import agreed, total
 from worldkv.window import rotary
 from worldkv.window.buffer import Slot
 from worldkv.window.cut import kept_frames
@@ -120,15 +122,21 @@ class Session:
         return chunk_view(self.trajectory, self.chunk, self.video_frames_per_chunk)
 
     def retrieve(self) -> Retrieved:
-        """Rank the stored chunks for the next view, fetch the best and pin them; empty when the policy does not."""
-        chosen = self._ranked(self.chunk)
-        found = self.memory.fetch([self.stored[chunk] for chunk in sorted(chosen)], tenant=self.tenant)
+        """Rank the stored chunks for the next view, fetch the best and pin them; empty when the policy does not.
+
+        Over several ranks each fetches its part of the same chunks; a chunk that one of them lacks is a miss for all.
+        """
+        chosen = sorted(self._ranked(self.chunk))
+        ids = [self.stored[chunk] for chunk in chosen]
+        found = self.memory.fetch(ids, tenant=self.tenant)
         self._expect_nothing()
-        for chunk in chosen:
+        held = [self.memory.holds(chunk_id, tenant=self.tenant) for chunk_id in ids]
+        flags = agreed(self.model.ranks, [*(one is not None for one in found), *held], self.model.device)
+        for chunk, everywhere in zip(chosen, flags[len(found) :], strict=True):
             # Gone for good: it may not take up a place in every retrieval to come.
-            if not self.memory.holds(self.stored[chunk], tenant=self.tenant):
+            if not everywhere:
                 self.index.forget(chunk)
-        hits = tuple(chunk for chunk in found if chunk is not None)
+        hits = tuple(chunk for chunk, everywhere in zip(found, flags, strict=False) if everywhere and chunk is not None)
         retrieved = Retrieved(hits, len(found) - len(hits), tuple(chunk.index for chunk in hits))
         retrieved.pins.enter_context(self.memory.pin([chunk.id for chunk in hits], tenant=self.tenant))
         return retrieved
@@ -239,7 +247,7 @@ class Session:
         pruning, geometry = self.policy.pruning, self.model.geometry
         k, v, ids = live.k_LTHD, live.v_LTHD, None
         if pruning is not None:
-            kept = kept_tokens(k, geometry.chunk_latent_frames, pruning)
+            kept = kept_tokens(k, geometry.chunk_latent_frames, pruning, partial(total, self.model.ranks))
             k, v = gather(k, kept), gather(v, kept)
             grid = rotary.grid_token_ids(geometry.chunk_latent_frames, geometry.rows, geometry.columns)
             ids = grid[kept.cpu()].numpy().astype(np.int16)

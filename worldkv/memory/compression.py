@@ -59,9 +59,14 @@ class Pruning:
         return min(tokens_per_frame, max(1, math.ceil(self.keep_ratio * tokens_per_frame)))
 
 
-def kept_tokens(k_LTHD: Tensor, latent_frames: int, pruning: Pruning) -> Tensor:
+Total = Callable[[Tensor], Tensor]
+"""Sum over the parts of a key's heads that are held apart: what is added up here and elsewhere."""
+
+
+def kept_tokens(k_LTHD: Tensor, latent_frames: int, pruning: Pruning, total: Total = lambda part: part) -> Tensor:
     """Token indices to keep: int64 [L, K], or [K] where `pruning.joint`; on the device of the keys.
 
+    Where each of several processes has some heads of the same keys, all decide alike if `total` adds up alike.
     Ascending, but `pooled` lists the anchor first, as published. Of equally similar tokens the first is kept.
     Raises ConfigError where the tokens do not divide into latent frames, or the anchor is not among them.
     """
@@ -78,7 +83,9 @@ def kept_tokens(k_LTHD: Tensor, latent_frames: int, pruning: Pruning) -> Tensor:
     if kept == size or latent_frames == 1:
         kept_LK = index_FS.flatten().expand(rows, -1)
     else:
-        similarity_LFS = _SIMILARITY[pruning.rule](torch.unflatten(k_LTHD, 1, (latent_frames, size)).float(), anchor)
+        similarity_LFS = _SIMILARITY[pruning.rule](
+            torch.unflatten(k_LTHD, 1, (latent_frames, size)).float(), anchor, total
+        )
         if pruning.joint:
             similarity_LFS = similarity_LFS.mean(0, keepdim=True)
         others = [frame for frame in range(latent_frames) if frame != anchor]
@@ -108,19 +115,20 @@ def _least_similar(similarity_LRS: Tensor, index_RS: Tensor, kept: int, pooled: 
     return index_RS.expand(len(place_LRK), -1, -1).gather(2, place_LRK)
 
 
-def _to_centroid(k_LFSHD: Tensor, anchor: int) -> Tensor:
+def _to_centroid(k_LFSHD: Tensor, anchor: int, total: Total) -> Tensor:
     centroid_LHD = k_LFSHD[:, anchor].mean(dim=1)
-    dot_LFS: Tensor = (k_LFSHD * centroid_LHD[:, None, None]).sum(dim=(-2, -1))
-    norm_LFS = k_LFSHD.square().sum(dim=(-2, -1)).sqrt()
-    norm_L = centroid_LHD.square().sum(dim=(-2, -1)).sqrt()
+    dot_LFS = total((k_LFSHD * centroid_LHD[:, None, None]).sum(dim=(-2, -1)))
+    norm_LFS = total(k_LFSHD.square().sum(dim=(-2, -1))).sqrt()
+    norm_L = total(centroid_LHD.square().sum(dim=(-2, -1))).sqrt()
     return dot_LFS / (norm_LFS * norm_L[:, None, None] + NORM_EPSILON)
 
 
-def _to_nearest(k_LFSHD: Tensor, anchor: int) -> Tensor:
+def _to_nearest(k_LFSHD: Tensor, anchor: int, total: Total) -> Tensor:
     key_LFSC = k_LFSHD.flatten(3)
-    unit_LFSC: Tensor = key_LFSC / (key_LFSC.norm(dim=-1, keepdim=True) + NORM_EPSILON)
+    norm_LFS1 = total(key_LFSC.norm(dim=-1, keepdim=True).square()).sqrt()
+    unit_LFSC: Tensor = key_LFSC / (norm_LFS1 + NORM_EPSILON)
     anchor_L1CS = unit_LFSC[:, anchor, None].transpose(-1, -2)
-    return (unit_LFSC @ anchor_L1CS).amax(dim=-1)
+    return total(unit_LFSC @ anchor_L1CS).amax(dim=-1)
 
 
-_SIMILARITY: dict[str, Callable[[Tensor, int], Tensor]] = {"centroid": _to_centroid, "nearest": _to_nearest}
+_SIMILARITY: dict[str, Callable[[Tensor, int, Total], Tensor]] = {"centroid": _to_centroid, "nearest": _to_nearest}

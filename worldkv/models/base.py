@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldkv.geometry import KVGeometry
+from worldkv.models.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Window(Protocol):
 
 
 class WorldModel(Protocol):
-    """One set of weights on one device."""
+    """One set of weights on one device, or one rank's part of it."""
 
     @property
     def name(self) -> str:
@@ -94,7 +95,12 @@ class WorldModel(Protocol):
 
     @property
     def geometry(self) -> KVGeometry:
-        """Shape of its KV."""
+        """Shape of its KV, as this rank holds it."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes it is shared out among, `ranks.ALONE` for one. All make the same calls in the same order."""
         ...
 
     @property

@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from worldkv.errors import CheckpointError
+from worldkv.models.ranks import Slice, slices_of
 
 INDEX_SUFFIX = ".safetensors.index.json"
 DTYPES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -105,22 +107,25 @@ def faults(stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int,
 
 
 def expected_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """What a network, on the meta device say, needs."""
-    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    """What a network, on the meta device say, needs; whole tensors where it holds a rank's part."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    return shapes | {name: part.whole_shape(shapes[name]) for name, part in slices_of(network).items()}
 
 
 def load(
     network: nn.Module, files: Sequence[Path], *, device: torch.device, dtype: torch.dtype, prefix: str = ""
 ) -> str:
-    """Fill a network made on the meta device; returns the digest of its weights. Raises CheckpointError before that.
+    """Fill a network made on the meta device; returns the digest of what it holds. Raises CheckpointError before that.
 
-    Tensors that do not belong to the network are refused like missing ones.
+    Tensors that do not belong to the network are refused like missing ones. Of what it holds in part, only that part
+    is read.
     """
     if wrong := faults(stored_tensors(files, prefix), expected_shapes(network), files[0].parent):
         raise CheckpointError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     digests: dict[str, bytes] = {}
     state: dict[str, Tensor] = {}
-    for name, tensor in _tensors(files):
+    slices = {prefix + name: part for name, part in slices_of(network).items()}
+    for name, tensor in _tensors(files, slices):
         own = name.removeprefix(prefix)
         data = tensor.contiguous()
         digests[own] = xxhash.xxh3_128_digest(data.reshape(-1).view(torch.uint8).numpy().data)
@@ -153,14 +158,24 @@ def _headers(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
             yield name, header.get_dtype(), tuple(header.get_shape())
 
 
-def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(files: Sequence[Path], slices: Mapping[str, Slice]) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         if file.suffix == ".pth":
-            yield from _mapped(file).items()
+            for name, tensor in _mapped(file).items():
+                yield name, slices[name].cut(tensor) if name in slices else tensor
             continue
         with _opened(file) as handle:
             for name in handle.keys():  # noqa: SIM118 - not a dict
-                yield name, handle.get_tensor(name)
+                yield name, _part(handle, name, slices.get(name))
+
+
+def _part(handle: Any, name: str, part: Slice | None) -> Tensor:
+    """A tensor of a safetensors file, or that part of it."""
+    if part is None:
+        return handle.get_tensor(name)  # type: ignore[no-any-return]
+    before = [slice(None)] * part.dim
+    tensor: Tensor = handle.get_slice(name)[(*before, slice(part.start, part.stop))]
+    return tensor
 
 
 def _opened(file: Path) -> safe_open:

@@ -27,6 +27,7 @@ from worldkv.models.lingbot.schedule import lingbot_schedule
 from worldkv.models.matrix_game.model import MatrixGameModel
 from worldkv.models.matrix_game.schedule import matrix_game_schedule
 from worldkv.models.matrix_game.vocabulary import VOCABULARIES, Vocabulary
+from worldkv.models.ranks import ALONE, Ranks, joint_epoch
 from worldkv.models.wan.model import WanModel, WanSettings
 from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.official import CAMERA_CHANNELS, shape_of
@@ -180,14 +181,14 @@ def _check_part(part: str, path: Path, network: nn.Module, *, prefix: str = "", 
     return PartReport(part, path, len(stored), sum(one.nbytes for one in stored.values()), tuple(wrong))
 
 
-def _empty_network(path: Path, model: Published) -> WanNetwork:
+def _empty_network(path: Path, model: Published, ranks: Ranks = ALONE) -> WanNetwork:
     """The transformer that the files at `path` are for, on the meta device."""
     file = (path if path.is_dir() else path.parent) / CONFIG_FILE
     config = checkpoint.read_json(file) if file.is_file() else {}
     if model.about["family"] == "lingbot":
         config["control_type"] = _control_type(model, checkpoint.stored_tensors(checkpoint.weight_files(path)))
     with torch.device("meta"):
-        return WanNetwork(model.shape("full", config, str(file)))
+        return WanNetwork(model.shape("full", config, str(file)), ranks)
 
 
 def _control_type(model: Published, stored: Mapping[str, checkpoint.StoredTensor]) -> str:
@@ -198,17 +199,24 @@ def _control_type(model: Published, stored: Mapping[str, checkpoint.StoredTensor
 
 
 def open_model(
-    root: Path, model: Published, *, device: torch.device, dtype: torch.dtype, quick_decoder: bool = False
+    root: Path,
+    model: Published,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quick_decoder: bool = False,
+    ranks: Ranks = ALONE,
 ) -> WanModel:
-    """Load a model. Everything is checked before anything is read.
+    """Load a model, or this rank's part of it. Everything is checked before anything is read.
 
-    Raises CheckpointError with the first fault, and CapacityError where the device has no room for the weights.
+    Raises CheckpointError with the first fault, CapacityError where the device has no room for the weights, and
+    ModelError where the heads cannot be shared out among the ranks.
     """
     wanted = [one for one in check(root, model) if one.part != "quick decoder" or quick_decoder]
     if wrong := [fault for one in wanted for fault in one.faults]:
         raise CheckpointError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     path = model.transformer(root)
-    network = _empty_network(path, model)
+    network = _empty_network(path, model, ranks)
     refuse_too_large(network.to(dtype), model.name, device)
     files = checkpoint.weight_files(path)
     epoch = checkpoint.load(network, files, device=device, dtype=dtype, prefix=model.prefix)
@@ -217,6 +225,7 @@ def open_model(
     checkpoint.load(vae, [root / VAE_FILE], device=device, dtype=_picture_dtype(device))
     if quick is not None:
         checkpoint.load(quick, [root / QUICK_DECODER_FILE], device=device, dtype=_picture_dtype(device))
+    epoch = joint_epoch(ranks, epoch, device)
     return model.model(network, "full", epoch, Pictures(vae, model.settings().picture, quick))
 
 
@@ -235,16 +244,21 @@ def free_bytes(device: torch.device) -> int | None:
     return None if headroom is None else headroom.nbytes
 
 
-def random_model(model: Published, seed: int, *, size: Size, device: torch.device, dtype: torch.dtype) -> WanModel:
-    """A model of random weights, for measuring at full size and for tests at tiny size; its pictures are noise."""
+def random_model(
+    model: Published, seed: int, *, size: Size, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE
+) -> WanModel:
+    """A model of random weights, for measuring at full size and for tests at tiny size; its pictures are noise.
+
+    The ranks together have the weights that one process would have alone.
+    """
     with torch.device("meta"):
-        network = WanNetwork(model.shape(size)).to(dtype)
+        network = WanNetwork(model.shape(size), ranks).to(dtype)
         vae = WanVAE(model.vae_shape(size)).to(_picture_dtype(device))
     refuse_too_large(network, model.name, device)
     network.to_empty(device=device).requires_grad_(False).eval()
     vae.to_empty(device=device).requires_grad_(False).eval()
     randomise(vae, seed)
-    epoch = f"{model.name}-{size}-{randomise(network, seed)}"
+    epoch = joint_epoch(ranks, f"{model.name}-{size}-{randomise(network, seed)}", device)
     return model.model(network, size, epoch, Pictures(vae, model.settings(size).picture))
 
 

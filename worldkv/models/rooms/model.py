@@ -15,6 +15,7 @@ from torch import Tensor
 from worldkv.errors import ModelError
 from worldkv.geometry import KVGeometry
 from worldkv.models.base import ChunkKV, ModelState, View, Window
+from worldkv.models.ranks import ALONE
 from worldkv.models.rooms import weights
 from worldkv.models.rooms.network import MADE_LEVEL, Cameras, RoomsNetwork
 
@@ -28,6 +29,7 @@ class RoomsModel:
 
     name = "rooms"
     video_frames_per_latent = 1
+    ranks = ALONE
 
     def __init__(self, network: RoomsNetwork, tangent: float, epoch: str, device: torch.device) -> None:
         shape = network.shape

@@ -17,6 +17,7 @@ from worldkv.camera import PictureSize
 from worldkv.errors import ModelError
 from worldkv.geometry import KVGeometry
 from worldkv.models.base import ChunkKV, ModelState, Schedule, View, Window
+from worldkv.models.ranks import ALONE, Ranks
 from worldkv.models.wan.layers import Condition, ContextKV
 from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.pictures import Pictures
@@ -60,7 +61,7 @@ class WanModel(ABC):
         shape = network.shape
         self.network, self.settings, self.epoch, self.pictures = network, settings, epoch, pictures
         self.name = settings.name
-        self.geometry = geometry_of(shape, settings)
+        self.geometry = geometry_of(shape, settings, network.ranks)
         height, width = (side // LATENT_SIDE for side in settings.picture)
         self.latent_shape = (shape.out_channels, height, width)
 
@@ -73,6 +74,11 @@ class WanModel(ABC):
     def device(self) -> torch.device:
         """See `WorldModel.device`."""
         return self.network.patch_embedding.weight.device
+
+    @property
+    def ranks(self) -> Ranks:
+        """See `WorldModel.ranks`."""
+        return self.network.ranks
 
     @property
     def kv_dtype(self) -> torch.dtype:
@@ -181,14 +187,14 @@ class WanModel(ABC):
         return self.pictures
 
 
-def geometry_of(shape: WanShape, settings: WanSettings) -> KVGeometry:
-    """Shape of the KV of a network used in this way."""
+def geometry_of(shape: WanShape, settings: WanSettings, ranks: Ranks = ALONE) -> KVGeometry:
+    """Shape of the KV of a network used in this way, as one rank holds it."""
     rows, columns = (
         side // LATENT_SIDE // patch for side, patch in zip(settings.picture, shape.patch[1:], strict=True)
     )
     return KVGeometry(
         layers=shape.layers,
-        heads=shape.heads,
+        heads=shape.heads // ranks.size,
         head_dim=shape.head_dim,
         rows=rows,
         columns=columns,

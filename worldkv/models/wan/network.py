@@ -3,16 +3,22 @@
 It is given all else: the image condition, the context's keys and values, the camera terms, and `attend`, which
 knows the window. Flow is noise minus clean, so clean = x - level * flow.
 
+Over several ranks each is given the same and returns the same, with its own part of the weights and its own heads;
+all of them must be called alike.
+
 Shapes: B sessions, L layers, F latent frames, S tokens per latent frame, T = F * S tokens, C context tokens or
 channels of a latent frame of H rows and W columns, E width.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
+from worldkv.models.ranks import ALONE, Ranks, check_heads
 from worldkv.models.wan.layers import (
     MODULATIONS,
     Attend,
@@ -24,6 +30,7 @@ from worldkv.models.wan.layers import (
 )
 from worldkv.models.wan.parts import LayerNorm, Linear, Linear32
 from worldkv.models.wan.shape import ImageShape, TextShape, WanShape
+from worldkv.models.wan.tokens import Tokens
 
 LONGEST_PERIOD = 10000.0
 """Of the sinusoids that tell the noise level."""
@@ -32,9 +39,11 @@ LONGEST_PERIOD = 10000.0
 class WanNetwork(nn.Module):
     """Weights and the forward pass."""
 
-    def __init__(self, shape: WanShape) -> None:
+    def __init__(self, shape: WanShape, ranks: Ranks = ALONE) -> None:
+        """Raises ModelError where the heads cannot be shared out among the ranks."""
         super().__init__()
-        self.shape = shape
+        check_heads(shape.heads, ranks)
+        self.shape, self.ranks = shape, ranks
         E = shape.width
         self.patch_embedding = nn.Conv3d(shape.in_channels, E, shape.patch, shape.patch)
         if isinstance(shape.context, TextShape):
@@ -48,11 +57,11 @@ class WanNetwork(nn.Module):
             self.c2ws_hidden_states_layer1, self.c2ws_hidden_states_layer2 = Linear(E, E), Linear(E, E)
         self.time_embedding = nn.Sequential(Linear32(shape.noise_features, E), nn.SiLU(), Linear32(E, E))
         self.time_projection = nn.Sequential(nn.SiLU(), Linear32(E, MODULATIONS * E))
-        self.blocks = nn.ModuleList(Layer(shape, layer) for layer in range(shape.layers))
+        self.blocks = nn.ModuleList(Layer(shape, layer, ranks) for layer in range(shape.layers))
         self.head = Head(shape)
 
     def context(self, tokens_BCW: Tensor) -> ContextKV:
-        """Keys and values of the prompt's embeddings or the image's tokens, once per session.
+        """Keys and values, of this rank's heads, of the prompt's embeddings or the image's tokens, once per session.
 
         A prompt may be shorter than the model's length.
         """
@@ -66,10 +75,13 @@ class WanNetwork(nn.Module):
 
     def camera(self, map_BCFHW: Tensor) -> CameraTerms:
         """The camera's part in every layer from its map at latent resolution, once per chunk."""
-        stem = self.patch_embedding_wancamctrl(to_patches(map_BCFHW, self.shape.patch))
+        frames, places = map_BCFHW.shape[2] // self.shape.patch[0], map_BCFHW[0, 0, 0].numel()
+        tokens = Tokens(self.ranks, frames, places // math.prod(self.shape.patch[1:]))
+        stem = self.patch_embedding_wancamctrl(tokens.own(to_patches(map_BCFHW, self.shape.patch)))
         stem = stem + self.c2ws_hidden_states_layer2(fn.silu(self.c2ws_hidden_states_layer1(stem)))
+        whole = tokens.all(stem)
         # Not stacked: at full size they are gigabytes, and would be there twice.
-        scales, shifts = zip(*(layer.camera_terms(stem) for layer in self._layers()), strict=True)
+        scales, shifts = zip(*(layer.camera_terms(stem, whole, tokens) for layer in self._layers()), strict=True)
         return CameraTerms(scales, shifts)
 
     def forward(self, latents_BCFHW: Tensor, timestep_BF: Tensor, condition: Condition, attend: Attend) -> Tensor:
@@ -77,12 +89,13 @@ class WanNetwork(nn.Module):
         x = torch.cat([latents_BCFHW, condition.image_BCFHW.to(latents_BCFHW.dtype)], dim=1)
         x = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))
         grid = x.shape[2:]
-        x = x.flatten(2).transpose(1, 2).float()
+        tokens = Tokens(self.ranks, grid[0], grid[1] * grid[2])
+        x = tokens.own(x.flatten(2).transpose(1, 2)).float()
         level = self.time_embedding(sinusoids(timestep_BF, self.shape.noise_features))
         levels = torch.unflatten(self.time_projection(level), -1, (MODULATIONS, -1))
         for number, layer in enumerate(self.blocks):
-            x = layer(x, levels, condition, number, attend)
-        return from_patches(self.head(x, level), grid, self.shape)
+            x = layer(x, levels, condition, tokens, number, attend)
+        return from_patches(tokens.all(self.head(x, level)), grid, self.shape)
 
     def _layers(self) -> list[Layer]:
         return list(self.blocks)  # type: ignore[arg-type]
