@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from thread_ranks import on_ranks
 from torch import Tensor
 
 from worldkv.errors import CapacityError, CheckpointError, ConfigError
+from worldkv.models import checkpoint
 from worldkv.models import published as catalogue
 from worldkv.models.published import Published, check, found_in, named, open_model, published, random_model
+from worldkv.models.ranks import Slice, slices_of
 from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.random_weights import randomise
 from worldkv.models.wan.vae import WanVAE
@@ -133,6 +136,42 @@ def test_a_folder_with_one_file_needs_no_index(tmp_path: Path, tiny):
 def test_weights_of_the_act_kind_are_told_by_their_shape(tmp_path: Path, tiny):
     write_lingbot(tmp_path, tiny[LINGBOT], config={"control_type": "act"})
     assert open_model(tmp_path, tiny[LINGBOT], device=CPU, dtype=torch.float32).control == "act"
+
+
+@pytest.mark.parametrize(("name", "write"), [(LINGBOT, write_lingbot), (MATRIX, write_matrix_game)])
+def test_each_rank_reads_its_part_of_a_tensor_and_no_more(
+    tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable
+):
+    write(tmp_path, tiny[name])
+    read, part = [], checkpoint._part
+
+    def recorded(handle: object, key: str, wanted: Slice | None) -> Tensor:
+        tensor = part(handle, key, wanted)
+        read.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    monkeypatch.setattr(checkpoint, "_part", recorded)
+    models = on_ranks(2, lambda ranks: open_model(tmp_path, tiny[name], device=CPU, dtype=torch.bfloat16, ranks=ranks))
+    states = [model.network.state_dict() for model in models]
+    assert sum(read) == sum(tensor.nbytes for state in states for tensor in state.values())
+    slices = slices_of(models[0].network)
+    for key, whole in weights(tiny[name]).items():
+        own = key.removeprefix(tiny[name].prefix)
+        parts = [state[own] for state in states]
+        assert torch.equal(torch.cat(parts, slices[own].dim) if own in slices else parts[1], whole)
+    assert {model.geometry.heads for model in models} == {2}
+
+
+def test_a_change_in_one_ranks_part_is_another_epoch_for_all(tmp_path: Path, tiny):
+    def epochs() -> list[str]:
+        return on_ranks(
+            2, lambda ranks: open_model(tmp_path, tiny[LINGBOT], device=CPU, dtype=torch.bfloat16, ranks=ranks).epoch
+        )
+
+    write_lingbot(tmp_path, tiny[LINGBOT], shards=1)
+    before = epochs()
+    changed(first_shard(tmp_path, tiny[LINGBOT]), lambda state: state["blocks.0.self_attn.q.bias"][-1:].add_(1))
+    assert len({*before, *epochs()}) == 4
 
 
 class TestFaults:

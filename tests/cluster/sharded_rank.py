@@ -1,0 +1,205 @@
+"""What each rank of a sharded session does in the tests, and what one process does alone: `python sharded_rank.py ...`.
+
+Results are dictionaries of tensors, written as one file per rank. Shapes: L layers, T tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.sharding import Seat, join, open_rank
+from worldkv.camera import LINGBOT_INTRINSICS, Action, Trajectory, integrate
+from worldkv.camera.actions import WORLD_MODEL_MOTION
+from worldkv.errors import CheckpointError, ModelError
+from worldkv.memory.policy import MemoryPolicy, parse_policy
+from worldkv.memory.store import ChunkMemory
+from worldkv.memory.tiers.resident import ResidentTier
+from worldkv.models.ranks import ALONE, Ranks
+from worldkv.models.wan.model import WanModel
+from worldkv.models.wan.shape import TextShape
+from worldkv.rollout import ChunkRecord, rollout
+from worldkv.runs.play_config import PlayedModel
+from worldkv.session import Session, open_session
+from worldkv.snapshot import restore, snapshot
+
+CPU = torch.device("cpu")
+MODELS = ("lingbot-world-fast", "matrix-game-2-universal")
+SMALL = "recent_chunks=1/retrieved_chunks=2"
+POLICIES = {
+    "full": "full",
+    "sliding": "sliding/recent_chunks=1",
+    "worldkv": f"worldkv/{SMALL}/codec=fp32",
+    "int4": f"worldkv/{SMALL}",
+    "centroid": f"worldkv/{SMALL}/codec=fp32/keep=0.5",
+    "nearest": f"worldkv/{SMALL}/codec=fp32/keep=0.5/rule=nearest",
+}
+SHOWN = "worldkv"
+"""The policy under which pictures are made."""
+CHUNKS = 8
+VIDEO_FRAMES = 12
+"""Per chunk, of both models."""
+ROOM = 2**28
+TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Step:
+    """One chunk of one session."""
+
+    latents: Tensor
+    record: ChunkRecord
+
+
+def there_and_back() -> Trajectory:
+    """Half of the chunks to the right, half to the left: old chunks are seen again."""
+    way = CHUNKS // 2 * VIDEO_FRAMES
+    actions = (Action.R,) * way + (Action.L,) * way
+    intrinsics = np.tile(LINGBOT_INTRINSICS, (len(actions), 1))
+    return Trajectory(integrate(actions, WORLD_MODEL_MOTION), intrinsics, actions, "there and back")
+
+
+def opened(name: str, ranks: Ranks) -> WanModel:
+    return open_rank(ranks, PlayedModel(name=name, random_weights=0, size="tiny"), CPU)
+
+
+def context_of(model: WanModel) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    shape = model.network.shape.context
+    name = "prompt" if isinstance(shape, TextShape) else "image_tokens"
+    image = torch.randn(model.latent_shape[0], 3, *model.latent_shape[1:], generator=draw)
+    return {name: torch.randn(8, shape.width, generator=draw), "image_latents": image}
+
+
+def session_of(model: WanModel, policy: MemoryPolicy, room: int = ROOM) -> Session:
+    memory = ChunkMemory([ResidentTier("device", CPU, room, verifies=False)], model.epoch)
+    return open_session(model, memory, policy, there_and_back(), context=context_of(model), seed=5)
+
+
+def steps(session: Session, *, pictures: bool = False) -> Iterator[Step]:
+    """To the end, with the latents that the decoder is given. That takes most of the time and is the same everywhere."""
+    latents: list[Tensor] = []
+    decode = WanModel.decode
+
+    def decoded(latents_BFCHW: Tensor, states: object) -> Tensor:
+        latents.append(latents_BFCHW[0].clone())
+        if not pictures:
+            return torch.empty(1, 0, *session.model.settings.picture, 3, dtype=torch.uint8)
+        return decode(session.model, latents_BFCHW, states)  # type: ignore[arg-type]  # as it was called
+
+    session.model.decode = decoded  # type: ignore[method-assign]  # of this one model
+    for (record,) in rollout(session.model, [session], levels=session.model.schedule):
+        yield Step(latents[-1], record)
+
+
+def told(session: Session, made: list[Step]) -> dict[str, object]:
+    """What must be the same alone and over ranks; keys and values are of one rank's heads."""
+    stored = session.memory.held(session.stored.values(), tenant=session.tenant).values()
+    return {
+        "latents": torch.stack([step.latents for step in made]),
+        "frames": torch.cat([torch.from_numpy(step.record.frames_FHWC) for step in made]),
+        "k": torch.stack([live.k_LTHD for live in session.live]),
+        "v": torch.stack([live.v_LTHD for live in session.live]),
+        "retrieved": [list(step.record.retrieved) for step in made],
+        "window_tokens": [step.record.window_tokens for step in made],
+        "token_ids": [torch.from_numpy(chunk.token_ids_T3) for chunk in stored if chunk.token_ids_T3 is not None],
+        "stored_bytes": session.stored_bytes,
+    }
+
+
+def played(model: WanModel, policy: str) -> dict[str, object]:
+    session = session_of(model, parse_policy(POLICIES[policy]))
+    with closing(session):
+        return told(session, list(steps(session, pictures=policy == SHOWN)))
+
+
+def all_played(name: str, ranks: Ranks) -> dict[str, object]:
+    """Every policy; and the bytes of the weights."""
+    model = opened(name, ranks)
+    results: dict[str, object] = {policy: played(model, policy) for policy in POLICIES}
+    results["weight_bytes"] = sum(parameter.nbytes for parameter in model.network.parameters())
+    results["epoch"] = model.epoch
+    return results
+
+
+def resumed(model: WanModel) -> dict[str, object]:
+    """The same session undisturbed, and from a snapshot after its fourth chunk."""
+    session = session_of(model, parse_policy(POLICIES["worldkv"]))
+    undisturbed = steps(session)
+    for _ in range(4):
+        next(undisturbed)
+    data = snapshot(session)
+    memory = ChunkMemory([ResidentTier("device", CPU, ROOM, verifies=False)], model.epoch)
+    again = restore(data, model, memory)
+    other = told(session, list(undisturbed))
+    return {"undisturbed": other, "resumed": told(again, list(steps(again)))}
+
+
+def strange_snapshot(model: WanModel, ranks: Ranks) -> str:
+    """What is said of another rank's snapshot; only what rank 0 made is exchanged."""
+    session = session_of(model, parse_policy(POLICIES["sliding"]))
+    next(steps(session))
+    data = torch.frombuffer(bytearray(snapshot(session)), dtype=torch.uint8)
+    first = ranks.gather(data[None], 0)[0].numpy().tobytes()
+    memory = ChunkMemory([ResidentTier("device", CPU, ROOM, verifies=False)], model.epoch)
+    try:
+        restore(first, model, memory)
+    except CheckpointError as fault:
+        return str(fault)
+    return "restored"
+
+
+def short_of_room(model: WanModel, ranks: Ranks) -> dict[str, object]:
+    """The last rank's memory has room for two chunks, so it drops what another rank still has."""
+    policy = parse_policy(POLICIES["worldkv"])
+    bytes_of_chunk = model.geometry.kv_bytes(model.geometry.tokens_per_chunk, torch.float32) + 4096
+    last = ranks.rank == ranks.size - 1
+    session = session_of(model, policy, room=2 * bytes_of_chunk if last else ROOM)
+    made = list(steps(session))
+    return told(session, made) | {"missed": [step.record.missed for step in made], "indexed": session.index.chunks()}
+
+
+def left_alone(model: WanModel, ranks: Ranks) -> dict[str, object]:
+    """All ranks but the first go away in the middle of a rollout."""
+    session = session_of(model, parse_policy(POLICIES["sliding"]))
+    made = steps(session)
+    next(made)
+    if ranks.rank > 0:
+        return {}
+    try:
+        list(made)
+    except ModelError as fault:
+        return {"fault": str(fault)}
+    return {}
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    """All that is asked of a rank, in the same order on each."""
+    torch.set_num_threads(1)
+    seat = Seat(rank, size, f"file://{folder}/meeting", timeout_seconds=TIMEOUT_SECONDS)
+    ranks = join(seat, CPU)
+    results: dict[str, object] = {name: all_played(name, ranks) for name in MODELS}
+    for name in MODELS:
+        results[f"{name} resumed"] = resumed(opened(name, ranks))
+    model = opened(MODELS[0], ranks)
+    results["strange snapshot"] = strange_snapshot(model, ranks)
+    results["short of room"] = short_of_room(model, ranks)
+    results["left alone"] = left_alone(model, ranks)
+    torch.save(results, folder / f"rank{rank}.pt")
+    with suppress(RuntimeError):
+        ranks.leave()
+
+
+def alone() -> dict[str, object]:
+    return {name: all_played(name, ALONE) for name in MODELS}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
