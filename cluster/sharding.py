@@ -1,6 +1,6 @@
 """One world over several processes: the ranks of a sharded session, told apart by `Seat`, joined by torch.distributed.
 
-    seat -> join -> open_rank -> open_session, rollout as ever -> leave
+    seat -> open_rank -> open_session, rollout as ever -> leave
 
 Every rank drives the same sessions through the same chunks with a memory of its own, which holds its heads' part of
 each chunk; all of them make the same pictures. Which chunks are retrieved follows from poses, which all know, and from
@@ -11,22 +11,20 @@ GPUs, one process each, gloo between CPUs. Nothing here knows Ray: whoever start
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worldkv.config import MemoryConfig
 from worldkv.errors import ConfigError, ModelError
 from worldkv.memory.detail import parse_detail
-from worldkv.models.published import named, open_model, random_model
 from worldkv.models.ranks import Ranks
 from worldkv.models.wan.model import WanModel
-from worldkv.runs.play_config import PlayedModel
 
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 """NVLink multicast gains nothing at these sizes, and where hosts are shared it has put GPUs out of service."""
@@ -49,6 +47,14 @@ class Seat:
                 f"rank={self.rank}, size={self.size}, timeout_seconds={self.timeout_seconds}: the rank must be 0 or "
                 "more and below the size, the timeout above 0"
             )
+
+
+class Load(Protocol):
+    """How one rank loads its part of a model."""
+
+    def __call__(self, *, ranks: Ranks) -> WanModel:
+        """May take as long as `Seat.timeout_seconds` longer or shorter than on another rank."""
+        ...
 
 
 class TorchRanks:
@@ -85,11 +91,6 @@ class TorchRanks:
         with self._heard("summing"):
             dist.reduce_scatter(own, list(parts))
         return own
-
-    def leave(self) -> None:
-        """End the process group; does not wait for other ranks. The process can join another one afterwards."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
     @contextmanager
     def _heard(self, doing: str) -> Iterator[None]:
@@ -130,28 +131,36 @@ def join(seat: Seat, device: torch.device) -> TorchRanks:
     return TorchRanks(seat)
 
 
-def open_rank(ranks: Ranks, wanted: PlayedModel, device: torch.device) -> WanModel:
-    """This rank's part of a model; bfloat16 on GPUs, float32 on CPUs. All ranks must open the same one.
+def leave() -> None:
+    """End this process's group; does not wait for the others. The process can join another one afterwards."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
-    Raises as `open_model` does. Its `epoch` names the weights of all ranks and this rank, so that no rank takes another
-    one's chunks or snapshots for its own.
+
+def open_rank(seat: Seat, device: torch.device, load: Load) -> WanModel:
+    """Join the other ranks and load this one's part of a model; `leave` once it is not needed any more.
+
+    `load` is `open_model` or `random_model` of `worldkv.models.published` with all arguments but `ranks`, the same on
+    each rank: `partial(open_model, folder, named(name), device=device, dtype=dtype)`. Its `epoch` names the weights of
+    all ranks and this rank, so that none takes another one's chunks or snapshots for its own. Blocks until all are
+    there. Raises what `join` and `load` raise; then this process is in no group.
     """
-    published = named(wanted.name)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    if wanted.folder is None:
-        assert wanted.random_weights is not None, "the configuration was checked"
-        return random_model(published, wanted.random_weights, size=wanted.size, device=device, dtype=dtype, ranks=ranks)
-    return open_model(
-        wanted.folder, published, device=device, dtype=dtype, quick_decoder=wanted.quick_decoder, ranks=ranks
-    )
+    ranks = join(seat, device)
+    try:
+        return load(ranks=ranks)
+    except BaseException:
+        leave()
+        raise
 
 
-def check_memory(config: MemoryConfig) -> None:
-    """Raise ConfigError for a tier that prunes: it would look at this rank's heads alone, and keep other tokens."""
-    for place, tier in enumerate(config.tiers):
-        for detail in tier.detail:
-            if parse_detail(detail).keep_ratio is not None:
-                raise ConfigError(
-                    f"memory.tiers.{place}.detail {detail!r}: a tier of a sharded session cannot prune, for it holds "
-                    "some heads only; prune by the policy (keep=0.5), or give a codec alone"
-                )
+def check_details(details: Iterable[str]) -> None:
+    """Raise ConfigError where a memory tier's ladder prunes: it would look at this rank's heads alone.
+
+    Ranks would keep other tokens, each at its own time. A ladder of codecs is allowed.
+    """
+    for detail in details:
+        if parse_detail(detail).keep_ratio is not None:
+            raise ConfigError(
+                f"detail {detail!r}: a memory tier of a sharded session cannot prune, for it holds some heads only; "
+                "prune by the policy (keep=0.5), or give a codec alone"
+            )

@@ -1,4 +1,4 @@
-"""What each rank of a sharded session does in the tests, and what one process does alone: `python sharded_rank.py ...`.
+"""What each rank of a sharded session does in the tests, and what one process does alone: `python sharded_rank.py RANK SIZE FOLDER cpu`.
 
 Results are dictionaries of tensors, written as one file per rank. Shapes: L layers, T tokens, H heads, D head dim.
 """
@@ -9,28 +9,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.sharding import Seat, join, open_rank
+from cluster.sharding import Load, Seat, leave, open_rank
 from worldkv.camera import LINGBOT_INTRINSICS, Action, Trajectory, integrate
 from worldkv.camera.actions import WORLD_MODEL_MOTION
 from worldkv.errors import CheckpointError, ModelError
 from worldkv.memory.policy import MemoryPolicy, parse_policy
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.resident import ResidentTier
+from worldkv.models.published import named, random_model
 from worldkv.models.ranks import ALONE, Ranks
 from worldkv.models.wan.model import WanModel
 from worldkv.models.wan.shape import TextShape
 from worldkv.rollout import ChunkRecord, rollout
-from worldkv.runs.play_config import PlayedModel
 from worldkv.session import Session, open_session
 from worldkv.snapshot import restore, snapshot
 
-CPU = torch.device("cpu")
 MODELS = ("lingbot-world-fast", "matrix-game-2-universal")
 SMALL = "recent_chunks=1/retrieved_chunks=2"
 POLICIES = {
@@ -66,8 +66,8 @@ def there_and_back() -> Trajectory:
     return Trajectory(integrate(actions, WORLD_MODEL_MOTION), intrinsics, actions, "there and back")
 
 
-def opened(name: str, ranks: Ranks) -> WanModel:
-    return open_rank(ranks, PlayedModel(name=name, random_weights=0, size="tiny"), CPU)
+def loader(name: str, device: torch.device) -> Load:
+    return partial(random_model, named(name), 0, size="tiny", device=device, dtype=torch.float32)
 
 
 def context_of(model: WanModel) -> dict[str, Tensor]:
@@ -78,18 +78,21 @@ def context_of(model: WanModel) -> dict[str, Tensor]:
     return {name: torch.randn(8, shape.width, generator=draw), "image_latents": image}
 
 
+def memory_of(model: WanModel, room: int = ROOM) -> ChunkMemory:
+    return ChunkMemory([ResidentTier("device", model.device, room, verifies=False)], model.epoch)
+
+
 def session_of(model: WanModel, policy: MemoryPolicy, room: int = ROOM) -> Session:
-    memory = ChunkMemory([ResidentTier("device", CPU, room, verifies=False)], model.epoch)
-    return open_session(model, memory, policy, there_and_back(), context=context_of(model), seed=5)
+    return open_session(model, memory_of(model, room), policy, there_and_back(), context=context_of(model), seed=5)
 
 
 def steps(session: Session, *, pictures: bool = False) -> Iterator[Step]:
-    """To the end, with the latents that the decoder is given. That takes most of the time and is the same everywhere."""
+    """To the end, with what the decoder is given; decoding takes most of the time and is the same everywhere."""
     latents: list[Tensor] = []
     decode = WanModel.decode
 
     def decoded(latents_BFCHW: Tensor, states: object) -> Tensor:
-        latents.append(latents_BFCHW[0].clone())
+        latents.append(latents_BFCHW[0].to("cpu", copy=True))
         if not pictures:
             return torch.empty(1, 0, *session.model.settings.picture, 3, dtype=torch.uint8)
         return decode(session.model, latents_BFCHW, states)  # type: ignore[arg-type]  # as it was called
@@ -105,8 +108,8 @@ def told(session: Session, made: list[Step]) -> dict[str, object]:
     return {
         "latents": torch.stack([step.latents for step in made]),
         "frames": torch.cat([torch.from_numpy(step.record.frames_FHWC) for step in made]),
-        "k": torch.stack([live.k_LTHD for live in session.live]),
-        "v": torch.stack([live.v_LTHD for live in session.live]),
+        "k": torch.stack([live.k_LTHD.cpu() for live in session.live]),
+        "v": torch.stack([live.v_LTHD.cpu() for live in session.live]),
         "retrieved": [list(step.record.retrieved) for step in made],
         "window_tokens": [step.record.window_tokens for step in made],
         "token_ids": [torch.from_numpy(chunk.token_ids_T3) for chunk in stored if chunk.token_ids_T3 is not None],
@@ -120,9 +123,8 @@ def played(model: WanModel, policy: str) -> dict[str, object]:
         return told(session, list(steps(session, pictures=policy == SHOWN)))
 
 
-def all_played(name: str, ranks: Ranks) -> dict[str, object]:
+def all_played(model: WanModel) -> dict[str, object]:
     """Every policy; and the bytes of the weights."""
-    model = opened(name, ranks)
     results: dict[str, object] = {policy: played(model, policy) for policy in POLICIES}
     results["weight_bytes"] = sum(parameter.nbytes for parameter in model.network.parameters())
     results["epoch"] = model.epoch
@@ -136,8 +138,7 @@ def resumed(model: WanModel) -> dict[str, object]:
     for _ in range(4):
         next(undisturbed)
     data = snapshot(session)
-    memory = ChunkMemory([ResidentTier("device", CPU, ROOM, verifies=False)], model.epoch)
-    again = restore(data, model, memory)
+    again = restore(data, model, memory_of(model))
     other = told(session, list(undisturbed))
     return {"undisturbed": other, "resumed": told(again, list(steps(again)))}
 
@@ -147,10 +148,9 @@ def strange_snapshot(model: WanModel, ranks: Ranks) -> str:
     session = session_of(model, parse_policy(POLICIES["sliding"]))
     next(steps(session))
     data = torch.frombuffer(bytearray(snapshot(session)), dtype=torch.uint8)
-    first = ranks.gather(data[None], 0)[0].numpy().tobytes()
-    memory = ChunkMemory([ResidentTier("device", CPU, ROOM, verifies=False)], model.epoch)
+    first = ranks.gather(data[None].to(model.device), 0)[0].cpu().numpy().tobytes()
     try:
-        restore(first, model, memory)
+        restore(first, model, memory_of(model))
     except CheckpointError as fault:
         return str(fault)
     return "restored"
@@ -180,26 +180,30 @@ def left_alone(model: WanModel, ranks: Ranks) -> dict[str, object]:
     return {}
 
 
-def main(rank: int, size: int, folder: Path) -> None:
+def main(rank: int, size: int, folder: Path, kind: str) -> None:
     """All that is asked of a rank, in the same order on each."""
     torch.set_num_threads(1)
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     seat = Seat(rank, size, f"file://{folder}/meeting", timeout_seconds=TIMEOUT_SECONDS)
-    ranks = join(seat, CPU)
-    results: dict[str, object] = {name: all_played(name, ranks) for name in MODELS}
-    for name in MODELS:
-        results[f"{name} resumed"] = resumed(opened(name, ranks))
-    model = opened(MODELS[0], ranks)
-    results["strange snapshot"] = strange_snapshot(model, ranks)
-    results["short of room"] = short_of_room(model, ranks)
-    results["left alone"] = left_alone(model, ranks)
+    first = open_rank(seat, device, loader(MODELS[0], device))
+    ranks = first.ranks
+    models = {MODELS[0]: first, MODELS[1]: loader(MODELS[1], device)(ranks=ranks)}
+    results: dict[str, object] = {name: all_played(model) for name, model in models.items()}
+    for name, model in models.items():
+        results[f"{name} resumed"] = resumed(model)
+    results["strange snapshot"] = strange_snapshot(first, ranks)
+    results["short of room"] = short_of_room(first, ranks)
+    if kind == "cpu":  # NCCL's watchdog ends a rank that waits in vain
+        results["left alone"] = left_alone(first, ranks)
     torch.save(results, folder / f"rank{rank}.pt")
     with suppress(RuntimeError):
-        ranks.leave()
+        leave()
 
 
-def alone() -> dict[str, object]:
-    return {name: all_played(name, ALONE) for name in MODELS}
+def alone(kind: str) -> dict[str, object]:
+    """The same in one process, on the first device of that kind."""
+    return {name: all_played(loader(name, torch.device(kind))(ranks=ALONE)) for name in MODELS}
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
