@@ -5,8 +5,8 @@
 
 Random weights: sizes, kernels, KV and traffic between ranks are those of the real ones. NCCL between GPUs, gloo between
 CPUs, where one process has all cores and each rank its share of them. Rank 0 measures alone first, while the others
-wait; then all together. Without torchrun there is nothing to compare with. Pictures are made on every rank
-and are part of the time. Stages are told by the host's clock: on a GPU, what is still in the queue is counted to a later stage.
+wait; then all together. Without torchrun there is nothing to compare with. Pictures are made on every rank and are
+part of the time. Stages are told by the host's clock: on a GPU, what is still queued is counted to a later stage.
 """
 
 from __future__ import annotations

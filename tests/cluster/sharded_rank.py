@@ -1,4 +1,6 @@
-"""What each rank of a sharded session does in the tests, and what one process does alone: `python sharded_rank.py RANK SIZE FOLDER cpu`.
+"""What each rank of a sharded session does in the tests, and what one process does alone.
+
+    python sharded_rank.py RANK SIZE FOLDER cpu
 
 Results are dictionaries of tensors, written as one file per rank. Shapes: L layers, T tokens, H heads, D head dim.
 """
@@ -6,8 +8,9 @@ Results are dictionaries of tensors, written as one file per rank. Shapes: L lay
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.sharding import Load, Seat, leave, open_rank
+from cluster.sharding import Load, Seat, join, leave, open_rank
 from worldkv.camera import LINGBOT_INTRINSICS, Action, Trajectory, integrate
 from worldkv.camera.actions import WORLD_MODEL_MOTION
 from worldkv.errors import CheckpointError, ModelError
@@ -48,6 +51,7 @@ VIDEO_FRAMES = 12
 """Per chunk, of both models."""
 ROOM = 2**28
 TIMEOUT_SECONDS = 60
+SILENT_SECONDS = 4
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,25 @@ def left_alone(model: WanModel, ranks: Ranks) -> dict[str, object]:
     return {}
 
 
+def silent(rank: int, size: int, folder: Path) -> dict[str, object]:
+    """In a second group of the same processes, what the first says of others that are there and do not answer."""
+    ranks = join(Seat(rank, size, f"file://{folder}/second", SILENT_SECONDS), torch.device("cpu"))
+    heard = folder / "heard"
+    if rank > 0:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not heard.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return {}
+    started = time.monotonic()
+    try:
+        ranks.gather(torch.zeros(1), 0)
+    except ModelError as fault:
+        return {"fault": str(fault), "seconds": time.monotonic() - started}
+    finally:
+        heard.touch()
+    return {}
+
+
 def main(rank: int, size: int, folder: Path, kind: str) -> None:
     """All that is asked of a rank, in the same order on each."""
     torch.set_num_threads(1)
@@ -195,9 +218,10 @@ def main(rank: int, size: int, folder: Path, kind: str) -> None:
     results["short of room"] = short_of_room(first, ranks)
     if kind == "cpu":  # NCCL's watchdog ends a rank that waits in vain
         results["left alone"] = left_alone(first, ranks)
-    torch.save(results, folder / f"rank{rank}.pt")
-    with suppress(RuntimeError):
         leave()
+        results["silent"] = silent(rank, size, folder)
+    torch.save(results, folder / f"rank{rank}.pt")
+    leave()
 
 
 def alone(kind: str) -> dict[str, object]:

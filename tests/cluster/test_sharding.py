@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharded_rank import CHUNKS, MODELS, POLICIES, SHOWN, alone
+from sharded_rank import CHUNKS, MODELS, POLICIES, SHOWN, SILENT_SECONDS, alone
 from torch import Tensor
 
 from cluster.sharding import Seat, check_details, join, open_rank
@@ -154,6 +154,14 @@ def test_a_rank_whose_fellow_is_gone_says_so(over_ranks, kind: str):
     if kind == "cuda":
         pytest.skip("NCCL's watchdog ends a rank that waits in vain")
     assert over_ranks[0]["left alone"]["fault"].startswith("rank 0 of 2: another rank is gone, or was silent for 60 s,")
+
+
+def test_a_rank_whose_fellow_is_silent_says_so_in_time(over_ranks, kind: str):
+    if kind == "cuda":
+        pytest.skip("NCCL's watchdog ends a rank that waits in vain")
+    found = over_ranks[0]["silent"]
+    assert found["fault"].startswith("rank 0 of 2: another rank is gone, or was silent for 4 s, while gathering")
+    assert SILENT_SECONDS - 1 <= found["seconds"] <= 3 * SILENT_SECONDS
 
 
 def test_ranks_that_do_not_meet_say_so(tmp_path: Path):
