@@ -227,10 +227,11 @@ class _Driver:
             if self._is_cancelled():
                 self.pool.stop(STOP_SECONDS)
                 return "cancelled"
-            self._commit_finished()
-            self._assign()
             for event in self.pool.events(POLL_SECONDS):
                 self._take(event)
+            # First, so that no worker waits for a commit.
+            self._assign()
+            self._commit_finished()
             if leaving := self.job.gate.draining():
                 self.pool.release(leaving)
             self._tell("running")
