@@ -13,7 +13,9 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -73,6 +75,30 @@ def joined(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the living nodes of a cluster have, used or not."""
+
+    nodes: int
+    cpus: int
+    gpus: int
+    most_cpus: int
+    """Of one node."""
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """As Ray describes them."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def resources() -> Resources:
+    """Of the cluster that this process is in."""
+    found = [node["Resources"] for node in living_nodes()]
+    cpus, gpus = ([int(one.get(name, 0)) for one in found] for name in ("CPU", "GPU"))
+    return Resources(len(found), sum(cpus), sum(gpus), max(cpus))
 
 
 def check_address(address: str) -> None:

@@ -50,8 +50,9 @@ class Settings:
 
     jobs_url: str
     workers: int
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
+    cpus_per_worker: int = 1
+    """Also the threads of each."""
+    gpus_per_worker: int = 0
     checkpoint_chunks: int = 16
     tries: int = 3
     """A batch is set aside when it failed so often."""
@@ -124,7 +125,14 @@ class Job:
         config, ledger = absolute(record.run_config(), Path(record.base)), Ledger(settings.jobs_url, record.id)
         run_folder.check(self._claimed(config), resume=resume)
         ledger.check()
-        order = Order(config, settings.jobs_url, record.id, settings.checkpoint_chunks, settings.patience_seconds)
+        order = Order(
+            config=config,
+            ledger_url=settings.jobs_url,
+            job=record.id,
+            threads=settings.cpus_per_worker,
+            checkpoint_chunks=settings.checkpoint_chunks,
+            patience_seconds=settings.patience_seconds,
+        )
         wanted = Wanted(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker, settings.hang_seconds)
         with closing(Pool(order, wanted, self.worker_class)) as pool:
             pool.start()
@@ -331,7 +339,8 @@ class _Driver:
         self.told_at = time.monotonic()
         driver = f"{socket.gethostname()}:{os.getpid()}"
         wanted = sum(len(batch.seeds) for batch in self.book.batches)
-        state = JobState(standing, time.time(), driver, len(self.writer.committed_keys), wanted, doing)
+        workers = tuple(map(worker_line, self.pool.stats()))
+        state = JobState(standing, time.time(), driver, len(self.writer.committed_keys), wanted, doing, workers)
         try:
             self.ledger.tell(state)
         except OutputError as fault:
@@ -368,6 +377,15 @@ class _Driver:
         made = len(self.writer.committed_keys) - self.kept
         generated = Generated(self.config.output.folder, made, self.kept, memory, left)
         return Outcome(generated, dict(self.aside), cancelled)
+
+
+def worker_line(stats: WorkerStats) -> str:
+    """How a worker stands, for people."""
+    pace = stats.frames_made / stats.busy_seconds if stats.busy_seconds else 0.0
+    return (
+        f"worker {stats.worker} on {stats.node} | {stats.doing} | chunk {stats.chunk}/{stats.chunks} | "
+        f"{pace:.1f} frames/s | {stats.batches} batches | {stats.restarts} restarts"
+    )
 
 
 def _sum(stats: list[MemoryStats]) -> MemoryStats:

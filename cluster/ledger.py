@@ -71,6 +71,8 @@ class JobState:
     """Episodes in all, those set aside included."""
     doing: str = ""
     """In words, for people."""
+    workers: tuple[str, ...] = ()
+    """How each stands, in words."""
 
     def now(self, seconds: float) -> JobState:
         """As it is to be read at that time: a driver that went without a word has stopped."""

@@ -16,12 +16,15 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from cluster.connection import living_nodes
 from cluster.worker import Opened, Order, Rolled, Worker
 from worldkv.runs.batch import Batch
 from worldkv.stats import WorkerStats
 
 # While weights are read a worker may be deaf for longer than while it rolls out.
 OPENING_FACTOR = 10
+# Of its cores a worker leaves a part to the small actors beside it, which would else find no room on its node.
+CPU_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Wanted:
     """What each worker takes of a node, and how many there are."""
 
     workers: int
-    cpus: float
-    gpus: float
+    cpus: int
+    gpus: int
     hang_seconds: float
     """A worker that has not answered for so long is ended."""
 
@@ -165,7 +168,8 @@ class Pool:
     def _hire(self, slot: int, restarts: int) -> _Hand:
         # Ray documents the argument; its type stubs do not know it.
         kind = ray.remote(concurrency_groups={"control": 1})(self.worker_class)  # type: ignore[call-overload]
-        options = {"num_cpus": self.wanted.cpus, "num_gpus": self.wanted.gpus, "max_restarts": 0, "max_task_retries": 0}
+        cpus = self.wanted.cpus * CPU_SHARE
+        options = {"num_cpus": cpus, "num_gpus": self.wanted.gpus, "max_restarts": 0, "max_task_retries": 0}
         actor = kind.options(**options).remote(slot, restarts)
         hand = _Hand(slot, actor, restarts, None, time.monotonic())
         hand.ping = self._control(hand, "snapshot")
@@ -222,8 +226,7 @@ class Pool:
         return None
 
     def _lose(self, hand: _Hand, reason: str) -> Lost:
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        alive = {node["NodeID"] for node in nodes if node["Alive"]}
+        alive = {node["NodeID"] for node in living_nodes()}
         blameless = hand.opened is not None and hand.opened.node_id not in alive
         self.replace(hand.slot)
         return Lost(hand.slot, hand.batch, reason, blameless)

@@ -31,6 +31,7 @@ from worldkv.errors import OutputError, WorldKVError
 from worldkv.memory.policy import parse_policy
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.rooms.model import RoomsModel
+from worldkv.numerics import make_repeatable
 from worldkv.results import WorldTruth
 from worldkv.runs import generate
 from worldkv.runs import worlds as run_worlds
@@ -48,6 +49,8 @@ class Order:
     """With absolute paths."""
     ledger_url: str
     job: str
+    threads: int
+    """Of torch, on the CPU."""
     checkpoint_chunks: int = 16
     """A batch is written down after so many chunks each; 0: never."""
     patience_seconds: float = 120.0
@@ -100,6 +103,8 @@ class Worker:
 
     def open(self, order: Order) -> Opened:
         """Load the weights and open the memory. Raises as `generate` does before it touches a folder."""
+        make_repeatable()
+        torch.set_num_threads(order.threads)
         config = order.config.model_copy(update={"memory": of_slot(order.config.memory, self.slot)})
         self._stats = replace(self._stats, tenant=config.memory.tenant, doing="loading the model")
         self.order, self.config = order, config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from rich.text import Text
 from worldkv.cli import evaluate, inspection, models, rolling, trajectories
 from worldkv.cli.stopping import Stopped
 from worldkv.errors import WorldKVError
+from worldkv.numerics import make_repeatable
 
 HELP = "Persistent worlds: a retrieval memory of KV chunks for autoregressive video world models."
 
@@ -48,8 +48,7 @@ def main() -> None:
 
 def run(app: typer.Typer) -> None:
     """Run a command line: 0 when all went well, 2 for a user's mistake, 130 for Ctrl-C."""
-    # Waiting threads that spin make torch twice as slow once another process wants a core (benchmarks/).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    make_repeatable()
     try:
         app(standalone_mode=True)
     except WorldKVError as fault:
