@@ -36,7 +36,7 @@ from worldkv.runs.generate import Generated, Progress, Warn, add_timings, open_d
 from worldkv.stats import MemoryStats, WorkerStats
 
 Result = TypeVar("Result")
-POLL_SECONDS, TELL_SECONDS = 0.2, 3.0
+POLL_SECONDS = 0.2
 # A batch that no worker is at may run ahead of the commits by so many per worker: what waits takes room on storage.
 AHEAD_PER_WORKER = 8
 # Workers that die before they are ready say that no worker can be had, not that one was unlucky.
@@ -59,6 +59,8 @@ class Settings:
     hang_seconds: float = 20.0
     patience_seconds: float = 120.0
     """For how long storage may refuse."""
+    tell_seconds: float = 3.0
+    """So often the driver tells how it stands, and asks whether it was cancelled."""
 
 
 class Gate(Protocol):
@@ -323,7 +325,7 @@ class _Driver:
         self.book.give_back(batch)
 
     def _is_cancelled(self) -> bool:
-        if time.monotonic() - self.told_at < TELL_SECONDS:
+        if time.monotonic() - self.told_at < self.job.settings.tell_seconds:
             return False
         try:
             return self.ledger.cancelled
@@ -334,7 +336,7 @@ class _Driver:
         """The bar always, storage and whoever watches now and then."""
         doing = self.waits_for or self._doing()
         self._progress(doing)
-        if not at_once and time.monotonic() - self.told_at < TELL_SECONDS:
+        if not at_once and time.monotonic() - self.told_at < self.job.settings.tell_seconds:
             return
         self.told_at = time.monotonic()
         driver = f"{socket.gethostname()}:{os.getpid()}"

@@ -67,7 +67,6 @@ class Opened:
     node: str
     node_id: str
     """As Ray calls the node; '' outside a cluster."""
-    process: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,9 @@ class Worker:
 
     def __init__(self, slot: int, restarts: int) -> None:
         self.slot = slot
-        self._stats = WorkerStats(worker=str(slot), node=socket.gethostname(), tenant="", restarts=restarts)
+        self._stats = WorkerStats(
+            worker=str(slot), node=socket.gethostname(), tenant="", process=os.getpid(), restarts=restarts
+        )
         self._stopping = threading.Event()
         self._drawn: list[WorldTruth] = []
         self._fullest: MemoryStats | None = None
@@ -114,7 +115,7 @@ class Worker:
         self.memory: ChunkMemory = open_memory(config.memory, self.model)
         self._stats = replace(self._stats, doing="idle", memory=self.memory.stats())
         node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-        return Opened(self.ahead, versions(), self._stats.node, node_id, os.getpid())
+        return Opened(self.ahead, versions(), self._stats.node, node_id)
 
     def roll(self, batch: Batch) -> Rolled:
         """Roll a batch out, from its checkpoint where it has one that is of use, and keep it in the ledger.

@@ -1,4 +1,4 @@
-"""What arithmetic on a CPU is told before it first runs, so that it repeats bit for bit and leaves others their cores."""
+"""What arithmetic on a CPU is told before it first runs: to repeat bit for bit, and to leave others their cores."""
 
 from __future__ import annotations
 

@@ -182,6 +182,8 @@ class WorkerStats:
     node: str
     """Address of its node."""
     tenant: str
+    process: int = 0
+    """Its id on that node."""
     batch: int | None = None
     """Number of the batch under way; None: idle."""
     doing: str = "starting"
