@@ -207,6 +207,8 @@ class _Driver:
     starts: _Starts = field(default_factory=_Starts)
     told: set[str] = field(default_factory=set)
     told_at: float = 0.0
+    cancelled: bool = False
+    """Somebody asked for the end."""
     waits_for: str = ""
     """Why the gate lets no batch start, in words."""
 
@@ -234,7 +236,7 @@ class _Driver:
 
     def _loop(self) -> Standing:
         while not self.book.complete:
-            if self._is_cancelled():
+            if self.cancelled:
                 self.pool.stop(STOP_SECONDS)
                 return "cancelled"
             for event in self.pool.events(POLL_SECONDS):
@@ -324,16 +326,8 @@ class _Driver:
                 return
         self.book.give_back(batch)
 
-    def _is_cancelled(self) -> bool:
-        if time.monotonic() - self.told_at < self.job.settings.tell_seconds:
-            return False
-        try:
-            return self.ledger.cancelled
-        except OutputError:
-            return False
-
     def _tell(self, standing: Standing, *, at_once: bool = False) -> None:
-        """The bar always, storage and whoever watches now and then."""
+        """The bar always, storage and whoever watches now and then; storage is also asked whether to go on."""
         doing = self.waits_for or self._doing()
         self._progress(doing)
         if not at_once and time.monotonic() - self.told_at < self.job.settings.tell_seconds:
@@ -345,6 +339,7 @@ class _Driver:
         state = JobState(standing, time.time(), driver, len(self.writer.committed_keys), wanted, doing, workers)
         try:
             self.ledger.tell(state)
+            self.cancelled = self.ledger.cancelled
         except OutputError as fault:
             self._warn_once(f"{fault}; the job goes on")
         self.job.watch(self.pool.stats())

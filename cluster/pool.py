@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from cluster.connection import living_nodes
 from cluster.worker import Opened, Order, Rolled, Worker
@@ -23,6 +23,8 @@ from worldkv.stats import WorkerStats
 
 # While weights are read a worker may be deaf for longer than while it rolls out.
 OPENING_FACTOR = 10
+# By then Ray has found out that a node is dead, if it is (15 s by default, less in a cluster of `worldkv cluster up`).
+DOUBT_SECONDS = 20.0
 # Of its cores a worker leaves a part to the small actors beside it, which would else find no room on its node.
 CPU_SHARE = 0.75
 
@@ -94,6 +96,8 @@ class _Hand:
     alive: bool = False
     """It answered once."""
     stats: WorkerStats | None = None
+    doubted: float | None = None
+    """Since when it cannot be reached, though nobody says that it is dead."""
 
 
 @dataclass
@@ -128,7 +132,7 @@ class Pool:
 
     def events(self, seconds: float) -> list[Event]:
         """What happened since the last call; waits for so long at most, less when something does."""
-        calls = [hand.call for hand in self._hands if hand.call is not None]
+        calls = [hand.call for hand in self._hands if hand.call is not None and hand.doubted is None]
         if calls:
             ray.wait(calls, timeout=seconds)
         else:
@@ -192,7 +196,7 @@ class Pool:
             return None
         patience = self.wanted.hang_seconds * (1 if hand.opened is not None else OPENING_FACTOR)
         silent = time.monotonic() - hand.pinged
-        if hand.alive and silent > patience:
+        if hand.alive and hand.doubted is None and silent > patience:
             return self._lose(hand, f"gave no answer for {silent:.0f} s")
         return None
 
@@ -208,6 +212,8 @@ class Pool:
         except RayTaskError as fault:
             hand.call, hand.batch = None, None
             return Failed(hand.slot, batch, fault.cause or fault)
+        except ActorUnavailableError as fault:
+            return self._judge(hand, _first_line(fault))
         except (RayActorError, GetTimeoutError) as fault:
             return self._lose(hand, _first_line(fault))
         hand.call, hand.batch = None, None
@@ -225,11 +231,21 @@ class Pool:
             return self._lose(hand, _first_line(fault))
         return None
 
+    def _judge(self, hand: _Hand, reason: str) -> Lost | None:
+        """Ray lost sight of the worker, mostly because its node died, which takes Ray a while to say."""
+        if hand.doubted is None:
+            hand.doubted = time.monotonic()
+        gone = hand.opened is not None and hand.opened.node_id not in _living()
+        return self._lose(hand, reason) if gone or time.monotonic() - hand.doubted > DOUBT_SECONDS else None
+
     def _lose(self, hand: _Hand, reason: str) -> Lost:
-        alive = {node["NodeID"] for node in living_nodes()}
-        blameless = hand.opened is not None and hand.opened.node_id not in alive
+        blameless = hand.opened is not None and hand.opened.node_id not in _living()
         self.replace(hand.slot)
         return Lost(hand.slot, hand.batch, reason, blameless)
+
+
+def _living() -> set[str]:
+    return {node["NodeID"] for node in living_nodes()}
 
 
 def _first_line(fault: BaseException) -> str:
