@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,13 +18,13 @@ from typing import Any
 
 import ray
 
+from cluster.environment import check_address
 from worldkv.errors import ClusterError
 
 NAMESPACE = "worldkv"
 TEMP_PREFIX = "wkv-"
 # Batches do not pass through the object store; this is room for what others put there.
 STORE_BYTES = 256 << 20
-ANSWER_SECONDS = 5.0
 
 
 @contextmanager
@@ -67,10 +66,10 @@ def joined(address: str) -> Iterator[None]:
     except ConnectionError as fault:
         mode = os.environ.get("RAY_AUTH_MODE")
         raise ClusterError(
-            f"--address {address}: no Ray cluster answers there, or not to RAY_AUTH_MODE={mode} with this token"
+            f"address {address}: no Ray cluster answers there, or not to RAY_AUTH_MODE={mode} with this token"
         ) from fault
     except (RuntimeError, OSError, ValueError) as fault:
-        raise ClusterError(f"--address {address}: {_versions(str(fault))}") from fault
+        raise ClusterError(f"address {address}: {_versions(str(fault))}") from fault
     try:
         yield
     finally:
@@ -88,10 +87,15 @@ class Resources:
     """Of one node."""
 
 
+def every_node() -> list[dict[str, Any]]:
+    """As Ray describes them, the dead too."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
+
+
 def living_nodes() -> list[dict[str, Any]]:
     """As Ray describes them."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node for node in nodes if node["Alive"]]
+    return [node for node in every_node() if node["Alive"]]
 
 
 def resources() -> Resources:
@@ -99,18 +103,6 @@ def resources() -> Resources:
     found = [node["Resources"] for node in living_nodes()]
     cpus, gpus = ([int(one.get(name, 0)) for one in found] for name in ("CPU", "GPU"))
     return Resources(len(found), sum(cpus), sum(gpus), max(cpus))
-
-
-def check_address(address: str) -> None:
-    """Raise ClusterError where nothing listens; Ray itself would wait for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise ClusterError(f"--address {address}: expected host:port, such as 10.0.0.7:6379")
-    try:
-        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as fault:
-        reason = getattr(fault, "strerror", None) or fault
-        raise ClusterError(f"--address {address}: no cluster there: {reason}") from fault
 
 
 def _versions(fault: str) -> str:

@@ -50,6 +50,10 @@ class Gatekeeper:
         """The node is to be left."""
         self.leaving.add(node_id)
 
+    def draining(self) -> set[str]:
+        """Ids of the nodes that are to be left."""
+        return self.leaving
+
     def figures(self) -> list[tuple[str, int, int | None, int]]:
         """See `Admission.figures`."""
         return self.admission.figures()

@@ -245,7 +245,7 @@ class _Driver:
             self._assign()
             self._commit_finished()
             if leaving := self.job.gate.draining():
-                self.pool.release(leaving)
+                self.pool.leave(leaving)
             self._tell("running")
         return "finished"
 

@@ -108,7 +108,7 @@ class Ledger:
     url: str
     """Of the folder of all jobs."""
     id: str
-    _storage: Storage = field(init=False)
+    _storage: Storage = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._storage = Storage(f"{self.url}/{self.id}")

@@ -23,6 +23,7 @@ from worldkv.stats import WorkerStats
 
 # While weights are read a worker may be deaf for longer than while it rolls out.
 OPENING_FACTOR = 10
+NODE_LABEL = "ray.io/node-id"
 # By then Ray has found out that a node is dead, if it is (15 s by default, less in a cluster of `worldkv cluster up`).
 DOUBT_SECONDS = 20.0
 # Of its cores a worker leaves a part to the small actors beside it, which would else find no room on its node.
@@ -96,6 +97,8 @@ class _Hand:
     alive: bool = False
     """It answered once."""
     stats: WorkerStats | None = None
+    stopping: bool = False
+    """It was asked to leave its node."""
     doubted: float | None = None
     """Since when it cannot be reached, though nobody says that it is dead."""
 
@@ -108,6 +111,8 @@ class Pool:
     wanted: Wanted
     worker_class: type[Worker] = Worker
     _hands: list[_Hand] = field(default_factory=list)
+    _left: set[str] = field(default_factory=set)
+    """Ids of nodes that get no worker."""
 
     def start(self) -> None:
         """Returns at once; each worker becomes ready when there is room for it."""
@@ -140,11 +145,16 @@ class Pool:
         found = [self._listen(hand) or self._outcome(hand) for hand in list(self._hands)]
         return [event for event in found if event is not None]
 
-    def release(self, node_ids: set[str]) -> None:
-        """Ask the workers on these nodes to write down their batches and stop; they come back as not whole."""
+    def leave(self, node_ids: set[str]) -> None:
+        """No worker shall be on these nodes: those at work write down their batches and come back as not whole."""
+        self._left = node_ids
         for hand in self._hands:
-            if hand.opened is not None and hand.opened.node_id in node_ids:
-                self._control(hand, "stop")
+            if hand.opened is not None and hand.opened.node_id in node_ids and not hand.stopping:
+                if hand.batch is None:
+                    self.replace(hand.slot)
+                else:
+                    hand.stopping = True
+                    self._control(hand, "stop")
 
     def replace(self, slot: int) -> None:
         """A new worker for the slot, wherever there is room."""
@@ -173,7 +183,9 @@ class Pool:
         # Ray documents the argument; its type stubs do not know it.
         kind = ray.remote(concurrency_groups={"control": 1})(self.worker_class)  # type: ignore[call-overload]
         cpus = self.wanted.cpus * CPU_SHARE
-        options = {"num_cpus": cpus, "num_gpus": self.wanted.gpus, "max_restarts": 0, "max_task_retries": 0}
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": self.wanted.gpus, "max_restarts": 0}
+        if self._left:
+            options["label_selector"] = {NODE_LABEL: f"!in({','.join(sorted(self._left))})"}
         actor = kind.options(**options).remote(slot, restarts)
         hand = _Hand(slot, actor, restarts, None, time.monotonic())
         hand.ping = self._control(hand, "snapshot")

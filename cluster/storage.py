@@ -104,9 +104,10 @@ def patiently(
             return work()
         except OutputError as fault:
             failed(fault)
-            if time.monotonic() + wait > until:
+            left = until - time.monotonic()
+            if left <= 0:
                 raise
-        time.sleep(wait)
+        time.sleep(min(wait, left))
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 

@@ -77,7 +77,7 @@ def cluster(place: Place, config: RunConfig) -> Iterator[Settings]:
         with embedded(cpus=cores, gpus=0 if config.model.device == "cpu" else None):
             yield _settings(place, config)
         return
-    environment.for_joining(place.address.rpartition(":")[0])
+    environment.for_joining(place.address)
     from cluster.connection import joined
 
     with joined(place.address):
