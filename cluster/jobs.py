@@ -31,7 +31,7 @@ from worldkv.config import RunConfig
 from worldkv.dataset import DatasetWriter
 from worldkv.errors import ClusterError, OutputError
 from worldkv.runs import folder as run_folder
-from worldkv.runs.batch import Batch, Outline, batches
+from worldkv.runs.batch import Batch, batches
 from worldkv.runs.generate import Generated, Progress, Warn, add_timings, open_dataset
 from worldkv.stats import MemoryStats, WorkerStats
 
@@ -142,7 +142,7 @@ class Job:
             run_folder.claim(self._claimed(config), resume=resume)
             ledger.enter(record, resume=resume)
             with open_dataset(config.output.folder, opened.ahead, resume=resume) as writer:
-                return _Driver(self, config, ledger, pool, opened.ahead, writer).drive()
+                return _Driver(self, config, ledger, pool, opened, writer).drive()
 
     def _claimed(self, config: RunConfig) -> RunConfig:
         """The configuration as it was given, in the folder where it is: run.yaml is the same wherever one stands."""
@@ -197,7 +197,8 @@ class _Driver:
     config: RunConfig
     ledger: Ledger
     pool: Pool
-    ahead: Outline
+    first: Opened
+    """What the first worker found."""
     writer: DatasetWriter
     aside: dict[int, Tries] = field(default_factory=dict)
     figures: dict[tuple[int, int], Rolled] = field(default_factory=dict)
@@ -252,7 +253,7 @@ class _Driver:
     def _commit_finished(self) -> None:
         while (batch := self.book.turn()) is not None:
             finished = self._patiently(partial(self.ledger.finished, batch.number))
-            if finished is None or finished.epoch != self.ahead.provenance["model_epoch"]:
+            if finished is None or finished.epoch != self.first.ahead.provenance["model_epoch"]:
                 self.book.give_back(batch)
                 return
             self._commit(batch, finished)
@@ -354,7 +355,7 @@ class _Driver:
         under_way = {batch.number for batch in self.pool.busy().values()}
         chunks = sum(stats.chunk for stats in self.pool.stats() if stats.batch in under_way)
         self.job.progress(
-            doing, self.book.over * self.ahead.chunks + chunks, self.ahead.chunks * len(self.book.batches)
+            doing, self.book.over * self.first.ahead.chunks + chunks, self.first.ahead.chunks * len(self.book.batches)
         )
 
     def _warn_once(self, text: str) -> None:
@@ -369,8 +370,8 @@ class _Driver:
         return patiently(work, self.job.settings.patience_seconds, failed=failed)
 
     def _outcome(self, *, cancelled: bool) -> Outcome:
-        rolled = list(self.figures.values())
-        memory, left = _sum([one.at_fullest for one in rolled]), _sum([one.left for one in rolled])
+        rolled, empty = list(self.figures.values()), self.first.memory
+        memory, left = _sum([one.at_fullest for one in rolled], empty), _sum([one.left for one in rolled], empty)
         made = len(self.writer.committed_keys) - self.kept
         generated = Generated(self.config.output.folder, made, self.kept, memory, left)
         return Outcome(generated, dict(self.aside), cancelled)
@@ -385,8 +386,8 @@ def worker_line(stats: WorkerStats) -> str:
     )
 
 
-def _sum(stats: list[MemoryStats]) -> MemoryStats:
-    total = stats[0] if stats else MemoryStats(0, 0)
+def _sum(stats: list[MemoryStats], of_none: MemoryStats) -> MemoryStats:
+    total = stats[0] if stats else of_none
     for one in stats[1:]:
         total = total.plus(one)
     return total

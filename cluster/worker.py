@@ -67,6 +67,8 @@ class Opened:
     node: str
     node_id: str
     """As Ray calls the node; '' outside a cluster."""
+    memory: MemoryStats
+    """Before anything was rolled out."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,10 @@ class Worker:
         self.model: RoomsModel = generate.load_model(config)
         self.ahead = outline(config, self.model)
         self.memory: ChunkMemory = open_memory(config.memory, self.model)
-        self._stats = replace(self._stats, doing="idle", memory=self.memory.stats())
+        empty = self.memory.stats()
+        self._stats = replace(self._stats, doing="idle", memory=empty)
         node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-        return Opened(self.ahead, versions(), self._stats.node, node_id)
+        return Opened(self.ahead, versions(), self._stats.node, node_id, empty)
 
     def roll(self, batch: Batch) -> Rolled:
         """Roll a batch out, from its checkpoint where it has one that is of use, and keep it in the ledger.

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cluster.worker import Worker
 from worldkv.results import WorldTruth
@@ -70,3 +71,9 @@ class Saboteur:
 def send(kind: signal.Signals) -> Callable[[WorkerStats], None]:
     """Send the worker's process a signal."""
     return lambda stats: os.kill(stats.process, kind)
+
+
+def parent(process: int) -> int:
+    """The process that started it: of a worker, the raylet of its node."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("PPid:")[2].split()[0])

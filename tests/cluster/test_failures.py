@@ -15,7 +15,6 @@ from sabotage import FaultyWorker, PoisonedWorker, Saboteur, SlowWorker, send
 from cluster.ledger import Ledger
 from worldkv.dataset import DatasetReader
 from worldkv.errors import OutputError
-from worldkv.stats import WorkerStats
 
 pytestmark = [pytest.mark.cluster]
 ray.cloudpickle.register_pickle_by_value(sabotage)
@@ -48,23 +47,21 @@ def test_a_worker_that_hangs_is_ended_and_replaced(nodes, carry_out, undisturbed
 def test_the_workers_of_a_killed_node_go_on_elsewhere_and_no_batch_is_blamed(
     nodes, carry_out, undisturbed, tree, tmp_path
 ):
-    doomed = nodes.add_node(wait=True, **NODE)
-    raylet = doomed.all_processes["raylet"][0].process.pid
+    # Nobody else has room for a worker of four cores.
+    roomy = {**NODE, "num_cpus": 4}
+    there = [nodes.add_node(wait=True, **roomy)]
 
-    def lives_there(stats: WorkerStats) -> bool:
-        status = Path(f"/proc/{stats.process}/status").read_text()
-        return f"PPid:\t{raylet}\n" in status
+    def kill_node(_: object) -> None:
+        nodes.remove_node(there.pop(), allow_graceful=False)
+        there.append(nodes.add_node(wait=False, **roomy))
 
-    saboteur = Saboteur(lambda _: nodes.remove_node(doomed, allow_graceful=False), chunk=3, among=lives_there)
+    saboteur = Saboteur(kill_node)
     try:
-        # A worker of two cores leaves no room for another on its node, so that there is one on each of the three.
-        outcome = carry_out(
-            worker_class=SlowWorker, watch=saboteur, settings={"workers": 3, "cpus_per_worker": 2, "tries": 1}
-        )
+        settings = {"workers": 1, "cpus_per_worker": 4, "tries": 1}
+        outcome = carry_out(worker_class=SlowWorker, watch=saboteur, settings=settings)
     finally:
-        if saboteur.struck is None:
-            nodes.remove_node(doomed, allow_graceful=False)
-    assert saboteur.victim is not None
+        nodes.remove_node(there.pop(), allow_graceful=True)
+    assert saboteur.resumed is not None
     assert outcome.set_aside == {}, "one try is all that a batch has here"
     assert tree(tmp_path / "run") == undisturbed()
 
