@@ -29,7 +29,7 @@ from cluster.storage import patiently
 from cluster.worker import Opened, Order, Rolled, Worker, versions
 from worldkv.config import RunConfig
 from worldkv.dataset import DatasetWriter
-from worldkv.errors import ClusterError, OutputError
+from worldkv.errors import ClusterError, JobError, OutputError
 from worldkv.runs import folder as run_folder
 from worldkv.runs.batch import Batch, batches
 from worldkv.runs.generate import Generated, Progress, Warn, add_timings, open_dataset
@@ -287,7 +287,7 @@ class _Driver:
         match event:
             case Done(_, rolled):
                 self._done(event.slot, rolled)
-            case Failed(_, batch, fault) if batch is not None and not isinstance(fault, OutputError):
+            case Failed(_, batch, fault) if batch is not None and not isinstance(fault, OutputError | JobError):
                 self._again(batch, f"{type(fault).__name__}: {fault}")
             case Failed(_, _, fault):
                 raise fault

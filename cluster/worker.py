@@ -27,7 +27,7 @@ from cluster.parcel import Finished, pack_checkpoint
 from cluster.places import of_slot
 from cluster.storage import patiently
 from worldkv.config import RunConfig
-from worldkv.errors import OutputError, WorldKVError
+from worldkv.errors import JobError, OutputError, WorldKVError
 from worldkv.memory.policy import parse_policy
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.rooms.model import RoomsModel
@@ -123,8 +123,10 @@ class Worker:
     def roll(self, batch: Batch) -> Rolled:
         """Roll a batch out, from its checkpoint where it has one that is of use, and keep it in the ledger.
 
-        Raises OutputError where storage refuses it for longer than the order allows.
+        Raises OutputError where storage refuses it for longer than the order allows, and JobError where it knows nothing
+        of the job.
         """
+        self._check_storage()
         warnings: list[str] = []
         with closing(self._begin(batch)) as under_way:
             while not under_way.finished:
@@ -159,6 +161,14 @@ class Worker:
     def draw(self, seed: int) -> WorldTruth:
         """One world."""
         return run_worlds.draw(self.config, self.model, seed)
+
+    def _check_storage(self) -> None:
+        seconds = self.order.patience_seconds
+        if patiently(self.ledger.record, seconds, failed=self._count_refusal) is None:
+            raise JobError(
+                f"job {self.order.job}: node {self._stats.node} finds nothing of it in {self.order.ledger_url}; name a "
+                f"place that all nodes share: --jobs URL"
+            )
 
     def _begin(self, batch: Batch) -> BatchRollout:
         sessions = len(batch.seeds)

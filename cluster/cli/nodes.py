@@ -31,7 +31,7 @@ def up(
 ) -> None:
     """Start a node in the background: the head of a new cluster, or, with --join, one more.
 
-    `worldkv cluster up --host 10.0.0.7 --token-file ~/.worldkv/token --tenants configs/tenants.yaml`
+    `worldkv cluster up --host 10.0.0.7 --token-file ~/.worldkv/token --tenants configs/cluster/tenants.yaml`
     """
     from cluster import environment, nodes
     from cluster.admission import TenantsConfig
