@@ -26,7 +26,7 @@ from cluster.ledger import Ledger
 from cluster.parcel import Finished, pack_checkpoint
 from cluster.places import of_slot
 from cluster.storage import patiently
-from worldkv.config import RunConfig
+from worldkv.config import MemoryConfig, RunConfig
 from worldkv.errors import JobError, OutputError, WorldKVError
 from worldkv.memory.policy import parse_policy
 from worldkv.memory.store import ChunkMemory
@@ -114,7 +114,7 @@ class Worker:
         self.ledger = Ledger(order.ledger_url, order.job)
         self.model: RoomsModel = generate.load_model(config)
         self.ahead = outline(config, self.model)
-        self.memory: ChunkMemory = open_memory(config.memory, self.model)
+        self.memory = self.open_memory(config.memory)
         empty = self.memory.stats()
         self._stats = replace(self._stats, doing="idle", memory=empty)
         node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
@@ -123,8 +123,7 @@ class Worker:
     def roll(self, batch: Batch) -> Rolled:
         """Roll a batch out, from its checkpoint where it has one that is of use, and keep it in the ledger.
 
-        Raises OutputError where storage refuses it for longer than the order allows, and JobError where it knows nothing
-        of the job.
+        Raises OutputError where storage refuses it for longer than the order allows, JobError where it knows no such job.
         """
         self._check_storage()
         warnings: list[str] = []
@@ -157,6 +156,10 @@ class Worker:
     def close(self) -> None:
         """Give back what the memory holds outside the process."""
         self.memory.close()
+
+    def open_memory(self, config: MemoryConfig) -> ChunkMemory:
+        """What all sessions of this worker share; the place to add tiers that are made outside of it."""
+        return open_memory(config, self.model)
 
     def draw(self, seed: int) -> WorldTruth:
         """One world."""

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli import options
-from cluster.cli.options import Place
+from cluster.cli.options import DEFAULT_JOBS, Place
 
 if TYPE_CHECKING:
     from cluster.ledger import JobRecord, JobState, Ledger
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Jobs: list, look at, cancel, resume.")
-DEFAULT_JOBS = "runs/.jobs"
 JobArgument = Annotated[str, typer.Argument(metavar="ID", help="As `worldkv jobs list` names it.")]
 WhereOption = Annotated[
     str,
@@ -79,9 +78,10 @@ def cancel(job: JobArgument, jobs: WhereOption = DEFAULT_JOBS) -> None:
     `worldkv jobs cancel demo-1a2b3c`
     """
     ledger = _ledger(jobs, job)
-    _record(ledger)
+    record = _record(ledger)
     ledger.cancel()
-    typer.echo(f"{job}: will end within seconds; go on with: worldkv jobs resume {job}")
+    again = options.resume_command(record, ledger.url)
+    typer.echo(f"{job}: will end within seconds; go on with: {again}")
 
 
 @app.command("resume")
@@ -111,7 +111,7 @@ def resume(
             ledger.clear(number)
     place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker)
     config = given.model_copy(update={"output": output})
-    carry_out(record, config, place, resume=True, again=f"worldkv jobs resume {job}")
+    carry_out(record, config, place, resume=True, again=options.resume_command(record, ledger.url))
 
 
 def _ledger(jobs: str, job: str) -> Ledger:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 JOBS_VARIABLE, TOKEN_VARIABLE = "WORLDKV_JOBS", "WORLDKV_TENANT_TOKEN"
 JOBS_FOLDER = ".jobs"
+DEFAULT_JOBS = "runs/.jobs"
 
 AddressOption = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Join the cluster there; none: an embedded Ray of its own.")
@@ -61,6 +63,12 @@ def jobs_url(place: str | None, config: RunConfig) -> str:
     if place is None:
         return str(config.output.folder.absolute().parent / JOBS_FOLDER)
     return place if "://" in place else str(Path(place).absolute())
+
+
+def resume_command(record: JobRecord, url: str) -> str:
+    """What goes on with the job."""
+    where = "" if url == str(Path(DEFAULT_JOBS).absolute()) else f" --jobs {shlex.quote(url)}"
+    return f"worldkv jobs resume {record.id}{where}"
 
 
 @contextmanager

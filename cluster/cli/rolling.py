@@ -83,16 +83,16 @@ def carry_out(record: JobRecord, config: RunConfig, place: Place, *, resume: boo
 
     with stoppable(f"what was committed stays; go on with: {again}"):
         rolling.report(config, record.command, make)
-    _tell(record, outcomes[0])
+    _tell(outcomes[0], options.resume_command(record, options.jobs_url(place.jobs, config)))
 
 
-def _tell(record: JobRecord, outcome: Outcome) -> None:
+def _tell(outcome: Outcome, again: str) -> None:
     if outcome.cancelled:
-        typer.echo(f"job {record.id} was cancelled; go on with: worldkv jobs resume {record.id}")
+        typer.echo(f"cancelled; go on with: {again}")
     for number, tries in sorted(outcome.set_aside.items()):
         typer.echo(f"missing  batch {number}, set aside after {tries.failed} tries: {tries.reasons[-1]}")
     if outcome.set_aside:
-        typer.echo(f"again    worldkv jobs resume {record.id} --retry")
+        typer.echo(f"again    {again} --retry")
         raise typer.Exit(SET_ASIDE)
 
 
