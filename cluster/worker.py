@@ -123,7 +123,7 @@ class Worker:
     def roll(self, batch: Batch) -> Rolled:
         """Roll a batch out, from its checkpoint where it has one that is of use, and keep it in the ledger.
 
-        Raises OutputError where storage refuses it for longer than the order allows, JobError where it knows no such job.
+        Raises OutputError where storage refuses it for longer than the order allows, JobError where it has no such job.
         """
         self._check_storage()
         warnings: list[str] = []

@@ -54,18 +54,24 @@ class Saboteur:
     """When."""
     victim: WorkerStats | None = None
     resumed: float | None = None
-    """When the batch was under way again in another process."""
+    """When the worker that took the victim's slot was at work."""
+    ready_seconds: float | None = None
+    """How long the first worker took from nothing to its first batch."""
+    made: float = field(default_factory=time.monotonic)
     seen: list[WorkerStats] = field(default_factory=list)
 
     def __call__(self, stats: list[WorkerStats]) -> None:
         self.seen += stats
         for one in stats:
+            at_work = one.batch is not None
+            if at_work and self.ready_seconds is None:
+                self.ready_seconds = time.monotonic() - self.made
             if self.victim is None:
-                if one.batch is not None and one.chunk >= self.chunk and self.among(one):
+                if at_work and one.chunk >= self.chunk and self.among(one):
                     self.victim, self.struck = one, time.monotonic()
                     self.strike(one)
-            elif self.resumed is None and one.batch == self.victim.batch and one.process != self.victim.process:
-                self.resumed = time.monotonic()
+            elif self.resumed is None and one.worker == self.victim.worker and one.restarts > self.victim.restarts:
+                self.resumed = time.monotonic() if at_work or one.batches else None
 
 
 def send(kind: signal.Signals) -> Callable[[WorkerStats], None]:
