@@ -16,7 +16,9 @@ ALWAYS = {
     "RAY_memory_monitor_refresh_ms": "0",
     # An actor without a GPU must not open a context on GPU 0.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_DEDUP_LOGS": "0",
+    # Ray's reports on workers that die go to the driver's stdout, whatever log_to_driver says; ours go to the user.
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
 ANSWER_SECONDS = 5.0
 # Node address 127.0.0.1, every listener on it alone; the name is Ray's.
