@@ -379,7 +379,8 @@ class _Driver:
 
 def worker_line(stats: WorkerStats) -> str:
     """How a worker stands, for people."""
-    pace = stats.frames_made / stats.busy_seconds if stats.busy_seconds else 0.0
+    work = stats.work
+    pace = work.video_frames / work.chunks.seconds if work is not None and work.chunks.seconds else 0.0
     return (
         f"worker {stats.worker} on {stats.node} | {stats.doing} | chunk {stats.chunk}/{stats.chunks} | "
         f"{pace:.1f} frames/s | {stats.batches} batches | {stats.restarts} restarts"

@@ -8,7 +8,7 @@ Nothing here is ever unpickled; what is damaged raises JobError, and whoever rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -79,7 +79,8 @@ def pack_finished(finished: Finished) -> bytes:
         arrays |= {f"{number}/{name}": getattr(episode, name) for name in EPISODE_ARRAYS}
         arrays |= {f"{number}/videos/{name}": frames for name, frames in episode.videos.items()}
         arrays |= {f"{number}/scalars/{name}": values for name, values in episode.scalars.items()}
-    took = asdict(finished.took)
+    made = finished.took
+    took = {"made": made.made, "seconds": made.seconds, "stages": made.clock.seconds}
     return pack({"epoch": finished.epoch, "episodes": facts, "took": took}, arrays)
 
 
@@ -90,7 +91,7 @@ def unpack_finished(data: bytes) -> Finished:
     return Finished(
         epoch=facts["epoch"],
         episodes=tuple(_episode(number, one, arrays) for number, one in enumerate(facts["episodes"])),
-        took=Took(took["made"], took["seconds"], StageSeconds(took["clock"]["seconds"])),
+        took=Took(took["made"], took["seconds"], StageSeconds(took["stages"])),
     )
 
 

@@ -37,6 +37,7 @@ from worldkv.runs import generate
 from worldkv.runs import worlds as run_worlds
 from worldkv.runs.batch import Batch, BatchRollout, Outline, outline
 from worldkv.runs.memory import open_memory, pin_faults
+from worldkv.runs.meter import Meter
 from worldkv.snapshot import restore, snapshot
 from worldkv.stats import MemoryStats, WorkerStats
 
@@ -103,6 +104,7 @@ class Worker:
         self._stopping = threading.Event()
         self._drawn: list[WorldTruth] = []
         self._fullest: MemoryStats | None = None
+        self.meter = Meter()
 
     def open(self, order: Order) -> Opened:
         """Load the weights and open the memory. Raises as `generate` does before it touches a folder."""
@@ -116,7 +118,7 @@ class Worker:
         self.ahead = outline(config, self.model)
         self.memory = self.open_memory(config.memory)
         empty = self.memory.stats()
-        self._stats = replace(self._stats, doing="idle", memory=empty)
+        self._stats = replace(self._stats, doing="idle", model=self.model.name, work=self.meter.stats(empty))
         node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
         return Opened(self.ahead, versions(), self._stats.node, node_id, empty)
 
@@ -159,7 +161,7 @@ class Worker:
 
     def open_memory(self, config: MemoryConfig) -> ChunkMemory:
         """What all sessions of this worker share; the place to add tiers that are made outside of it."""
-        return open_memory(config, self.model)
+        return open_memory(config, self.model, listener=self.meter.listener)
 
     def draw(self, seed: int) -> WorldTruth:
         """One world."""
@@ -180,7 +182,10 @@ class Worker:
         )
         if tuple(world.seed for world in self._drawn) != batch.seeds:
             self._drawn = [self.draw(seed) for seed in batch.seeds]
-        return self._restored(batch) or BatchRollout.open(self.config, self.model, self.memory, batch, self._drawn)
+        return self._restored(batch) or self._rollout(batch).begin(self.memory)
+
+    def _rollout(self, batch: Batch) -> BatchRollout:
+        return BatchRollout(self.config, self.model, batch, self._drawn, self.meter)
 
     def _restored(self, batch: Batch) -> BatchRollout | None:
         """The batch from its checkpoint; None where it has none that fits."""
@@ -191,7 +196,7 @@ class Worker:
             return None
         if found is None or found.epoch != self.model.epoch or len(found.sessions) != len(batch.seeds):
             return None
-        under_way = BatchRollout(self.config, self.model, batch, self._drawn, [])
+        under_way = self._rollout(batch)
         try:
             for data in found.sessions:
                 under_way.sessions.append(restore(data, self.model, self.memory))
@@ -205,17 +210,12 @@ class Worker:
 
     def _advance(self, under_way: BatchRollout, warnings: list[str]) -> None:
         started = time.perf_counter()
-        records = under_way.step()
-        took, was = time.perf_counter() - started, self._stats
-        made = sum(len(record.frames_FHWC) for record in records if record.generated)
+        under_way.step()
         self._stats = replace(
-            was,
+            self._stats,
             chunk=len(under_way.records),
-            chunks_made=was.chunks_made + len(records),
-            frames_made=was.frames_made + made,
-            chunk_seconds=took,
-            busy_seconds=was.busy_seconds + took,
-            memory=self.memory.stats(),
+            chunk_seconds=time.perf_counter() - started,
+            work=self.meter.stats(self.memory.stats()),
         )
         warnings += self.memory.idle(time.perf_counter())
         every = self.order.checkpoint_chunks
@@ -243,6 +243,6 @@ class Worker:
 
     def _rolled(self, batch: Batch, warnings: list[str], *, whole: bool) -> Rolled:
         left = self.memory.stats()
-        self._stats = replace(self._stats, batch=None, doing="idle", sessions=0, chunk=0, memory=left)
+        self._stats = replace(self._stats, batch=None, doing="idle", sessions=0, chunk=0, work=self.meter.stats(left))
         at_fullest = left.at_fullest(self._fullest)
         return Rolled(batch.number, self._stats.restarts, whole, at_fullest, left, tuple(dict.fromkeys(warnings)))

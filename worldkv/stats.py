@@ -193,14 +193,8 @@ class WorkerStats:
     chunk: int = 0
     """Chunks of the batch that are made, of `chunks`."""
     chunks: int = 0
-    chunks_made: int = 0
-    """Chunks of all sessions since the worker started."""
-    frames_made: int = 0
-    """Video frames generated, those that were shown not counted."""
     chunk_seconds: float = 0.0
     """Wall clock of the newest chunk of the batch."""
-    busy_seconds: float = 0.0
-    """Of all chunks."""
     batches: int = 0
     """Finished."""
     checkpoints: int = 0
@@ -209,4 +203,6 @@ class WorkerStats:
     """Writes to durable storage that failed; each was tried again, or a checkpoint was left out."""
     restarts: int = 0
     """How many workers this slot had before."""
-    memory: MemoryStats | None = None
+    model: str = ""
+    work: WorkStats | None = None
+    """All since the worker started; None: it has no model yet."""

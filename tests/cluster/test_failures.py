@@ -177,5 +177,5 @@ def test_memory_that_runs_out_of_room_gives_the_same_bytes_after_a_death(nodes, 
     carry_out(*tight, watch=saboteur)
     assert saboteur.struck is not None
     assert max(one.restores for one in saboteur.seen) == 0
-    assert max(one.memory.dropped for one in saboteur.seen if one.memory is not None) > 0
+    assert max(one.work.memory.dropped for one in saboteur.seen if one.work is not None) > 0
     assert tree(tmp_path / "run") == undisturbed(*tight)
