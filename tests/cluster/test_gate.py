@@ -77,11 +77,17 @@ def test_a_drained_node_is_left_and_nothing_is_lost(nodes, keeper, carry_out, un
         drained.append(by_raylet[parent(stats.process)])
         answer(keeper.drain.remote(drained[0]))
 
+    # Long enough that a driver, which asks every second, hears of it while the batch is under way.
+    long = ("trajectory.video_frames=240", "policies=worldkv")
     saboteur = Saboteur(drain)
     outcome = carry_out(
-        gate=gate(keeper, "mine"), worker_class=SlowWorker, watch=saboteur, settings={"cpus_per_worker": 2, "tries": 1}
+        *long,
+        gate=gate(keeper, "mine"),
+        worker_class=SlowWorker,
+        watch=saboteur,
+        settings={"cpus_per_worker": 2, "tries": 1},
     )
     assert saboteur.victim is not None
     assert outcome.set_aside == {}
     assert max(one.restores for one in saboteur.seen) == 1, "the batch was taken up where it was left"
-    assert tree(tmp_path / "run") == undisturbed()
+    assert tree(tmp_path / "run") == undisturbed(*long)
