@@ -16,6 +16,8 @@ ALWAYS = {
     "RAY_memory_monitor_refresh_ms": "0",
     # An actor without a GPU must not open a context on GPU 0.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # `worldkv cluster drain` lets jobs leave a node; Ray would also wait for half a minute before it ends one.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # Ray's reports on workers that die go to the driver's stdout, whatever log_to_driver says; ours go to the user.
     "RAY_DEDUP_LOGS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",

@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from monitoring import commands
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Clusters: start, look at, drain, end.")
+app.add_typer(commands.monitor, name="monitor")
 DEFAULT_ADDRESS = "127.0.0.1:6379"
 AddressOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="Of the cluster's head.")]
 TokenOption = Annotated[
