@@ -1,1 +1,4 @@
-"""The Ray runtime: workers, the node-wide chunk tier, jobs. Mechanism only; the one package that may import ray."""
+"""The Ray runtime: jobs over workers on many GPUs and nodes. Mechanism only; the one package that imports ray.
+
+Start reading at `cluster.jobs`: a job is driven there, batch by batch, to the bytes that one process would have made.
+"""

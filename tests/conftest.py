@@ -16,6 +16,8 @@ import pytest
 # Two cores are the reference machine; oversubscribing them only makes tests slower and less repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As the command line has it: bytes that do not depend on the number of threads.
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 # The venv of the conformance tests, which loads this file too, has no hypothesis and no property tests.
 if importlib.util.find_spec("hypothesis") is not None:

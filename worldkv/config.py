@@ -287,6 +287,16 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     return load_as(RunConfig, path, overrides)
 
 
+def load_text(text: str, where: str) -> RunConfig:
+    """The configuration that `to_yaml` wrote; `where` it was found is named in faults. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(fault).split())}") from fault
+    except ValidationError as fault:
+        raise ConfigError(f"{where}: {_first_fault(fault, RunConfig)}") from None
+
+
 def load_as(schema: type[Schema], path: Path | None, overrides: Sequence[str] = ()) -> Schema:
     """The same for a configuration of another kind."""
     content: dict[str, Any] = {} if path is None else _read(path)

@@ -18,6 +18,8 @@ WorldKVError
 ├ SnapshotError (ValueError)      what contradicts what in a scheduler's snapshot
 ├ TraceError (ValueError)         file, line and fault of a recorded trace
 ├ OutputError (OSError)           an output folder that cannot be used
+├ ClusterError (RuntimeError)     address or node, and its fault
+├ JobError (RuntimeError)         id of the job, and its fault
 └ ModelError (RuntimeError)
 
 A message is built by whoever raises and restates the inputs; the classes hold no other state, so they
@@ -99,6 +101,14 @@ class TraceError(WorldKVError, ValueError):
 
 class OutputError(WorldKVError, OSError):
     """An output folder that cannot be written or already holds something else."""
+
+
+class ClusterError(WorldKVError, RuntimeError):
+    """A cluster that cannot be started, joined or used."""
+
+
+class JobError(WorldKVError, RuntimeError):
+    """A job that is unknown, not allowed or cannot go on."""
 
 
 class ModelError(WorldKVError, RuntimeError):

@@ -5,7 +5,8 @@ All fields are plain numbers, strings, dicts and tuples of these: `dataclasses.a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 MISS_REASONS = ("cold", "evicted", "quota", "late", "corrupt", "stale_epoch")
 """cold: never admitted by this tenant. evicted, quota: was here and had to go, for others or for its tenant's limit.
@@ -130,6 +131,26 @@ class MemoryStats:
         )
         return replace(self, tiers=tuple(tiers))
 
+    def plus(self, other: MemoryStats) -> MemoryStats:
+        """Both memories as one: of two workers with the same tiers."""
+        tenants = {(tenant.tenant, tenant.tier): tenant for tenant in self.tenants}
+        for tenant in other.tenants:
+            key = (tenant.tenant, tenant.tier)
+            tenants[key] = _sum(tenants[key], tenant) if key in tenants else tenant
+        both: MemoryStats = _sum(replace(self, tenants=()), replace(other, tenants=()))
+        return replace(both, tenants=tuple(tenants.values()))
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Two figures of a kind: numbers add up, names stay."""
+    if is_dataclass(one):
+        return type(one)(**{f.name: _sum(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)})  # type: ignore[misc]
+    if isinstance(one, dict):
+        return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
+    if isinstance(one, tuple):
+        return tuple(_sum(*pair) for pair in zip(one, other, strict=True))
+    return one if isinstance(one, str) else one + other
+
 
 @dataclass(frozen=True)
 class WorkStats:
@@ -150,3 +171,38 @@ class WorkStats:
     fidelity_db: float | None = None
     """PSNR against the true pictures, mean over the latest chunks into whose window something was brought back; None
     where no truth is known or nothing was brought back yet."""
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """One worker of a cluster at one moment."""
+
+    worker: str
+    """Its slot, from 0; a label of metrics."""
+    node: str
+    """Address of its node."""
+    tenant: str
+    process: int = 0
+    """Its id on that node."""
+    batch: int | None = None
+    """Number of the batch under way; None: idle."""
+    doing: str = "starting"
+    """In words, for people."""
+    sessions: int = 0
+    """Live now."""
+    chunk: int = 0
+    """Chunks of the batch that are made, of `chunks`."""
+    chunks: int = 0
+    chunk_seconds: float = 0.0
+    """Wall clock of the newest chunk of the batch."""
+    batches: int = 0
+    """Finished."""
+    checkpoints: int = 0
+    restores: int = 0
+    storage_failures: int = 0
+    """Writes to durable storage that failed; each was tried again, or a checkpoint was left out."""
+    restarts: int = 0
+    """How many workers this slot had before."""
+    model: str = ""
+    work: WorkStats | None = None
+    """All since the worker started; None: it has no model yet."""

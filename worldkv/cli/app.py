@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
+from collections.abc import Callable
 
 import typer
 from rich.console import Console
@@ -13,20 +13,28 @@ from rich.text import Text
 from worldkv.cli import evaluate, inspection, models, rolling, trajectories
 from worldkv.cli.stopping import Stopped
 from worldkv.errors import WorldKVError
+from worldkv.numerics import make_repeatable
 
-app = typer.Typer(
-    name="worldkv",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    help="Persistent worlds: a retrieval memory of KV chunks for autoregressive video world models.",
-)
-app.command("rollout")(rolling.rollout)
-app.command("eval")(evaluate.evaluate)
-app.command("inspect")(inspection.inspect)
-app.add_typer(trajectories.app, name="trajectory")
-app.add_typer(models.app, name="models")
+HELP = "Persistent worlds: a retrieval memory of KV chunks for autoregressive video world models."
+
+
+def tree(rollout: Callable[..., None] = rolling.rollout) -> typer.Typer:
+    """All commands of the library, `rollout` being the one that is given."""
+    app = typer.Typer(
+        name="worldkv",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        help=HELP,
+    )
+    app.command("rollout")(rollout)
+    app.command("eval")(evaluate.evaluate)
+    app.command("inspect")(inspection.inspect)
+    app.add_typer(trajectories.app, name="trajectory")
+    app.add_typer(models.app, name="models")
+    return app
+
 
 USER_ERROR, INTERRUPTED = 2, 130
 # What the disk and its rights can refuse anywhere; any other OSError is a fault of ours and keeps its traceback.
@@ -34,9 +42,13 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 
 def main() -> None:
-    """Run the command line: 0 when all went well, 2 for a user's mistake, 130 for Ctrl-C."""
-    # Waiting threads that spin make torch twice as slow once another process wants a core (benchmarks/).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Run the library's command line."""
+    run(tree())
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line: 0 when all went well, 2 for a user's mistake, 130 for Ctrl-C."""
+    make_repeatable()
     try:
         app(standalone_mode=True)
     except WorldKVError as fault:

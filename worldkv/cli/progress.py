@@ -34,8 +34,12 @@ class Bar:
             self._last_line = time.monotonic()
             self._console.print(f"{at / self.total:4.0%}  {name}", highlight=False, markup=False, soft_wrap=True)
 
-    def warn(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """One line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line that stays, told as what it is."""
         line = Text.assemble(("warning:", "bold yellow"), " ", " ".join(text.split()))
         self._console.print(line, soft_wrap=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,53 +12,77 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from worldkv.cli.progress import Bar
     from worldkv.config import RunConfig
     from worldkv.results import RunResult
     from worldkv.runs.generate import Generated
     from worldkv.stats import MemoryStats
 
 
+ConfigArgument = Annotated[Path | None, typer.Argument(help="YAML file; none: the defaults.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as worlds.count=2; repeatable."),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run that the output folder holds.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+
+
 def rollout(
-    config: Annotated[Path | None, typer.Argument(help="YAML file; none: the defaults.", show_default=False)] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as worlds.count=2; repeatable."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the output folder holds.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    config: ConfigArgument = None,
+    set_: SetOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
-    """Roll out worlds under several memory policies and compare them.
+    """Roll out worlds under several memory policies and compare them, all in this process.
 
     Leaves a dataset (LeRobotDataset v3.0), a side-by-side video, a report and a summary in `output.folder`.
 
     `worldkv rollout configs/demo.yaml --set worlds.count=1 --set output.folder=runs/one`
     """
-    from worldkv import config as run_config
-    from worldkv.cli.stopping import stoppable
+    in_process(*resolve(config, set_ or [], dry_run=dry_run), resume=resume)
 
-    overrides = set_ or []
+
+def resolve(config: Path | None, overrides: Sequence[str], *, dry_run: bool) -> tuple[RunConfig, str]:
+    """The configuration, and the command that gives it again; with `dry_run` it is printed, and that is all."""
+    from worldkv import config as run_config
+
     resolved = run_config.load(config, overrides)
     if dry_run:
         typer.echo(resolved.to_yaml(), nl=False)
-        return
+        raise typer.Exit
     changes = [word for override in overrides for word in ("--set", override)]
-    command = shlex.join(["worldkv", "rollout", *([str(config)] if config else []), *changes])
+    return resolved, shlex.join(["worldkv", "rollout", *([str(config)] if config else []), *changes])
+
+
+def in_process(config: RunConfig, command: str, *, resume: bool) -> None:
+    """Roll out here and now, and tell of it."""
+    from worldkv.cli.stopping import stoppable
+
+    def make(progress: Bar) -> Generated:
+        from worldkv.runs import generate
+
+        return generate.generate(config, resume=resume, progress=progress.step, warn=progress.warn)
+
     with stoppable(f"what was committed stays; go on with: {command} --resume"):
-        _run(resolved, resume, command)
+        report(config, command, make)
 
 
-def _run(config: RunConfig, resume: bool, command: str) -> None:
+def report(config: RunConfig, command: str, make: Callable[[Bar], Generated | None]) -> None:
+    """Make a run under a progress bar, then write its report and tell of it; nothing of that where None was made."""
     from worldkv.cli.progress import bar
 
     with bar(1) as progress:
         progress.step("starting", 0, 1)
+        done = make(progress)
+        if done is None:
+            return
+        progress.step("writing the report", 1, 1)
         # Loading these takes seconds, which should not pass in silence.
         from worldkv.report import write_report
         from worldkv.runs import folder as run_folder
         from worldkv.runs import generate
 
-        done = generate.generate(config, resume=resume, progress=progress.step, warn=progress.warn)
-        progress.step("writing the report", 1, 1)
         result = generate.collect(done.folder, config, command)
         write_report(result, done.folder)
         run_folder.write_text(done.folder / run_folder.SUMMARY, generate.summary(result))

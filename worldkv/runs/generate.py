@@ -8,29 +8,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from worldkv.config import RunConfig
-from worldkv.dataset import DatasetReader, DatasetSchema, DatasetWriter, EncoderOptions, Episode
-from worldkv.denoise import noise_levels
+from worldkv.dataset import DatasetReader, DatasetWriter, Episode
 from worldkv.errors import ConfigError
-from worldkv.memory.policy import MemoryPolicy, parse_policy
+from worldkv.memory.policy import parse_policy
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.rooms.model import SHIPPED_WEIGHTS, RoomsModel
 from worldkv.report.figures import policy_figures
 from worldkv.results import RunResult, WorldTruth
-from worldkv.rollout import ChunkRecord, StageSeconds, rollout
 from worldkv.runs import folder as run_folder
-from worldkv.runs import memory_check
 from worldkv.runs import worlds as run_worlds
-from worldkv.runs.episodes import ACTION_NAMES, SCALARS, TRUTH_VIDEO, to_episode, to_worlds
+from worldkv.runs.batch import Batch, BatchRollout, Outline, Took, batches, outline
+from worldkv.runs.episodes import to_worlds
 from worldkv.runs.memory import open_memory, pin_faults
 from worldkv.runs.meter import Meter
-from worldkv.session import Session, open_session
 from worldkv.stats import MemoryStats
 
 Progress = Callable[[str, int, int], None]
@@ -71,7 +68,7 @@ def generate(
     warn: Warn = lambda text: None,
     meter: Meter | None = None,
 ) -> Generated:
-    """Roll out what the configuration asks for into its output folder. `meter`: whoever wants to watch.
+    """Roll out what the configuration asks for into its output folder.
 
     Committed episodes survive any interruption; `resume` continues after them. Whatever can be known to fail does
     so before any folder is touched. Raises the errors of `run_folder.claim`, of loading weights and
@@ -80,22 +77,23 @@ def generate(
     meter = meter or Meter()
     progress("loading the model", 0, 1)
     model = load_model(config)
-    policies = [parse_policy(text) for text in config.policies]
-    chunks = run_worlds.check(config, model)
-    memory_check.check(config, model, policies, chunks)
+    ahead = outline(config, model)
     run_folder.check(config, resume=resume)
     progress("opening the memory", 0, 1)
     with closing(open_memory(config.memory, model, listener=meter.listener)) as memory:
         folder = run_folder.claim(config, resume=resume)
-        schema, provenance = _schema(config, model, policies), _provenance(model)
-        with DatasetWriter.open(folder / run_folder.DATASET, schema, provenance=provenance, resume=resume) as writer:
-            work = _Work(config, model, policies, chunks, writer, memory, folder, progress, warn, meter)
+        with open_dataset(folder, ahead, resume=resume) as writer:
+            work = _Work(config, model, ahead.chunks, writer, memory, folder, progress, warn, meter)
             kept = len(writer.committed_keys)
-            for start in range(0, config.worlds.count, config.batch_sessions):
-                stop = min(start + config.batch_sessions, config.worlds.count)
-                work.batch([config.worlds.first_seed + i for i in range(start, stop)])
+            for batch in batches(config):
+                work.roll(batch)
             made = len(writer.committed_keys) - kept
         return Generated(folder, made, kept, work.fullest or memory.stats(), memory.stats())
+
+
+def open_dataset(folder: Path, ahead: Outline, *, resume: bool) -> DatasetWriter:
+    """The dataset of a run's folder. Raises as `DatasetWriter.open`."""
+    return DatasetWriter.open(folder / run_folder.DATASET, ahead.schema, provenance=ahead.provenance, resume=resume)
 
 
 @dataclass
@@ -104,7 +102,6 @@ class _Work:
 
     config: RunConfig
     model: RoomsModel
-    policies: Sequence[MemoryPolicy]
     chunks: int
     """Of each rollout."""
     writer: DatasetWriter
@@ -119,21 +116,35 @@ class _Work:
     """See `Generated.memory`."""
     told: set[str] = field(default_factory=set)
     """Warnings that were given."""
+    drawn: list[WorldTruth] = field(default_factory=list)
+    """The worlds of the newest batch: the next one often is of the same."""
 
-    def batch(self, seeds: Sequence[int]) -> None:
-        """Roll these worlds out under every policy; whatever is committed already is not made again."""
-        worlds: list[WorldTruth] = []
-        for policy in self.policies:
-            missing = [seed for seed in seeds if _key(seed, policy) not in self.writer.committed_keys]
-            if missing:
-                worlds = worlds or self._draw(seeds)
-                # The whole batch, not the missing part of it: a world must not depend on who shares its batch.
-                episodes = self._roll(worlds, policy)
-                for seed, episode in zip(seeds, episodes, strict=True):
-                    if seed in missing:
-                        self._tell(f"saving world {seed}, {policy.name}", self.chunks)
-                        self.writer.commit(episode, _key(seed, policy))
-            self.done += self.chunks
+    def roll(self, batch: Batch) -> None:
+        """Roll a batch out; what is committed already is not made again."""
+        missing = [key for key in batch.keys if key not in self.writer.committed_keys]
+        if missing:
+            # The whole batch, not the missing part of it: a world must not depend on who shares its batch.
+            for key, episode in zip(batch.keys, self._make(batch), strict=True):
+                if key in missing:
+                    self._tell(f"saving {key}", self.chunks)
+                    self.writer.commit(episode, key)
+        self.done += self.chunks
+
+    def _make(self, batch: Batch) -> list[Episode]:
+        if tuple(world.seed for world in self.drawn) != batch.seeds:
+            self.drawn = self._draw(batch.seeds)
+        where = (self.config, self.model, batch, self.drawn, self.meter)
+        with closing(BatchRollout(*where).begin(self.memory)) as under_way:
+            while not under_way.finished:
+                under_way.step()
+                self._warn_of(self.memory.idle(time.perf_counter()))
+                self.meter.tell(self.memory)
+                self._tell(str(batch), len(under_way.records))
+            self._note_memory()
+            self._warn_of(under_way.check_integrity())
+            episodes = under_way.episodes()
+        add_timings(self.folder, batch, under_way.took)
+        return episodes
 
     def _draw(self, seeds: Sequence[int]) -> list[WorldTruth]:
         drawn = []
@@ -143,48 +154,7 @@ class _Work:
         return drawn
 
     def _tell(self, what: str, chunks: int) -> None:
-        batches = -(-self.config.worlds.count // self.config.batch_sessions)
-        self.progress(what, self.done + chunks, self.chunks * len(self.policies) * batches)
-
-    def _roll(self, worlds: Sequence[WorldTruth], policy: MemoryPolicy) -> list[Episode]:
-        config, model, tenant = self.config, self.model, self.config.memory.tenant
-        seed, clock = config.sampling.seed, self.meter.clock()
-        with ExitStack() as open_sessions:
-            sessions = []
-            for world in worlds:
-                where = (model, self.memory, policy, world.trajectory)
-                sessions.append(open_session(*where, seed=seed, rollout=world.seed, tenant=tenant))
-                open_sessions.callback(sessions[-1].close)
-            records, made, seconds = self._advance(worlds, policy, sessions, clock)
-            self._note_memory()
-            self._warn_of(self.memory.check_integrity([session.stored for session in sessions], tenant=tenant))
-        self._time(policy, made, seconds, clock)
-        facts = self._facts(policy)
-        return [
-            to_episode(world, [batch[b] for batch in records], fps=config.output.video_fps, facts=facts)
-            for b, world in enumerate(worlds)
-        ]
-
-    def _advance(
-        self, worlds: Sequence[WorldTruth], policy: MemoryPolicy, sessions: Sequence[Session], clock: StageSeconds
-    ) -> tuple[list[list[ChunkRecord]], int, float]:
-        """To the end of the trajectories: all chunks, video frames generated, and the seconds these took."""
-        sampling = self.config.sampling
-        levels = noise_levels(sampling.denoise_steps, sampling.noise_shift)
-        given = [w.truth_FHWC[: w.given_frames] for w in worlds]
-        where = f"world {worlds[0].seed}" + (f" to {worlds[-1].seed}" if len(worlds) > 1 else "")
-        made, seconds, mark, records = 0, 0.0, time.perf_counter(), []
-        for batch in rollout(self.model, sessions, levels=levels, given=given, clock=clock):
-            now = time.perf_counter()
-            if batch[0].generated:
-                made, seconds = made + sum(len(r.frames_FHWC) for r in batch), seconds + now - mark
-            self.meter.batch(batch, [_key(w.seed, policy) for w in worlds], [w.truth_FHWC for w in worlds], mark, now)
-            mark = now
-            records.append(batch)
-            self._warn_of(self.memory.idle(now))
-            self.meter.tell(self.memory)
-            self._tell(f"{where}, {policy.name}", len(records))
-        return records, made, seconds
+        self.progress(what, self.done + chunks, self.chunks * len(batches(self.config)))
 
     def _note_memory(self) -> None:
         """While sessions still hold their chunks."""
@@ -198,47 +168,16 @@ class _Work:
                 self.told.add(fault)
                 self.warn(fault)
 
-    def _time(self, policy: MemoryPolicy, made: int, seconds: float, clock: StageSeconds) -> None:
-        timings = run_folder.read_timings(self.folder)
-        entry = timings.setdefault(policy.name, {"generated_frames": 0, "seconds": 0.0, "stages": {}})
-        entry["generated_frames"] += made
-        entry["seconds"] += seconds
-        for stage, took in clock.seconds.items():
-            entry["stages"][stage] = entry["stages"].get(stage, 0.0) + took
-        run_folder.write_text(self.folder / run_folder.TIMINGS, json.dumps(timings, indent=1) + "\n")
 
-    def _facts(self, policy: MemoryPolicy) -> dict[str, int | float | str]:
-        return {
-            "policy": policy.name,
-            "seed": self.config.sampling.seed,
-            "history": self.config.history,
-            "denoise_steps": self.config.sampling.denoise_steps,
-            "model": self.model.name,
-            "model_epoch": self.model.epoch,
-        }
-
-
-def _key(seed: int, policy: MemoryPolicy) -> str:
-    return f"{run_worlds.name_of(seed)}/{policy.name}"
-
-
-def _provenance(model: RoomsModel) -> dict[str, int | float | str]:
-    return {"generator": "worldkv", "model": model.name, "model_epoch": model.epoch}
-
-
-def _schema(config: RunConfig, model: RoomsModel, policies: Sequence[MemoryPolicy]) -> DatasetSchema:
-    size = model.latent_shape[1:]
-    facts = ("world", "trajectory", "policy", "history", "model", "model_epoch")
-    counts = ("world_seed", "given_frames", "seed", "denoise_steps")
-    return DatasetSchema(
-        fps=config.output.video_fps,
-        videos={"observation.images.main": size, TRUTH_VIDEO: size},
-        action_names=ACTION_NAMES,
-        retrieved_width=max(policy.retrieved_chunks for policy in policies),
-        scalars=SCALARS,
-        metadata={**dict.fromkeys(facts, "str"), **dict.fromkeys(counts, "int")},
-        encoder=EncoderOptions(codec="ffv1") if config.output.lossless else EncoderOptions(),
-    )
+def add_timings(folder: Path, batch: Batch, took: Took) -> None:
+    """Add what a batch took to the run's figures of its policy. Raises OutputError."""
+    timings = run_folder.read_timings(folder)
+    entry = timings.setdefault(parse_policy(batch.policy).name, {"generated_frames": 0, "seconds": 0.0, "stages": {}})
+    entry["generated_frames"] += took.made
+    entry["seconds"] += took.seconds
+    for stage, seconds in took.clock.seconds.items():
+        entry["stages"][stage] = entry["stages"].get(stage, 0.0) + seconds
+    run_folder.write_text(folder / run_folder.TIMINGS, json.dumps(timings, indent=1) + "\n")
 
 
 def collect(folder: Path, config: RunConfig, command: str) -> RunResult:

@@ -1,0 +1,394 @@
+"""A job from its first batch to its last commit: the driver's loop.
+
+    pending batches -> admission -> workers -> finished batches on storage -> committed in order -> dataset
+
+- The driver alone writes the dataset, in the order of the batches, so that its bytes are those of one process whoever
+  made what when. Whatever is finished ahead of its turn waits on storage, where it survives the driver.
+- A batch whose worker dies is given to another, from its checkpoint where that is exact. One that fails `tries` times
+  is set aside and told of; the job goes on without its episodes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from cluster.book import Book
+from cluster.ledger import JobRecord, JobState, Ledger, Standing, Tries
+from cluster.parcel import Finished
+from cluster.places import absolute
+from cluster.pool import Done, Event, Failed, Lost, Pool, Ready, Wanted
+from cluster.storage import patiently
+from cluster.worker import Opened, Order, Rolled, Worker, versions
+from worldkv.config import RunConfig
+from worldkv.dataset import DatasetWriter
+from worldkv.errors import ClusterError, JobError, OutputError
+from worldkv.runs import folder as run_folder
+from worldkv.runs.batch import Batch, batches
+from worldkv.runs.generate import Generated, Progress, Warn, add_timings, open_dataset
+from worldkv.stats import MemoryStats, WorkerStats
+
+Result = TypeVar("Result")
+POLL_SECONDS = 0.2
+# A batch that no worker is at may run ahead of the commits by so many per worker: what waits takes room on storage.
+AHEAD_PER_WORKER = 8
+# Workers that die before they are ready say that no worker can be had, not that one was unlucky.
+MOST_FALSE_STARTS = 3
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a job is carried out; what it makes does not depend on it."""
+
+    jobs_url: str
+    workers: int
+    cpus_per_worker: int = 1
+    """Also the threads of each."""
+    gpus_per_worker: int = 0
+    checkpoint_chunks: int = 16
+    tries: int = 3
+    """A batch is set aside when it failed so often."""
+    hang_seconds: float = 20.0
+    patience_seconds: float = 120.0
+    """For how long storage may refuse."""
+    tell_seconds: float = 3.0
+    """So often the driver tells how it stands, and asks whether it was cancelled."""
+
+
+class Gate(Protocol):
+    """Who says when a batch may start."""
+
+    def ask(self, batch: int, sessions: int) -> str:
+        """'' when it may; else why it waits, in words. Does not block."""
+        ...
+
+    def release(self, batch: int) -> None:
+        """Its sessions are over."""
+        ...
+
+    def draining(self) -> set[str]:
+        """Ids of the nodes that are to be left."""
+        ...
+
+
+class OpenGate:
+    """Of a cluster that nobody shares."""
+
+    def ask(self, batch: int, sessions: int) -> str:
+        """Always at once."""
+        return ""
+
+    def release(self, batch: int) -> None:
+        """Nothing was held."""
+
+    def draining(self) -> set[str]:
+        """None."""
+        return set()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job came to."""
+
+    generated: Generated
+    set_aside: dict[int, Tries]
+    """By number of the batch."""
+    cancelled: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is to be carried out."""
+
+    record: JobRecord
+    settings: Settings
+    progress: Progress
+    warn: Warn
+    gate: Gate = field(default_factory=OpenGate)
+    worker_class: type[Worker] = Worker
+    watch: Callable[[list[WorkerStats]], None] = lambda stats: None
+    """Told how the workers stand, every now and then."""
+
+    def carry_out(self, *, resume: bool) -> Outcome:
+        """To the end, or until it is cancelled. Blocks.
+
+        Raises what `generate` does, ClusterError where workers cannot be had, and OutputError where storage refuses for
+        longer than the settings allow. Whatever happens, committed and finished batches stay.
+        """
+        settings, record = self.settings, self.record
+        config, ledger = absolute(record.run_config(), Path(record.base)), Ledger(settings.jobs_url, record.id)
+        run_folder.check(self._claimed(config), resume=resume)
+        ledger.check()
+        order = Order(
+            config=config,
+            ledger_url=settings.jobs_url,
+            job=record.id,
+            threads=settings.cpus_per_worker,
+            checkpoint_chunks=settings.checkpoint_chunks,
+            patience_seconds=settings.patience_seconds,
+        )
+        wanted = Wanted(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker, settings.hang_seconds)
+        with closing(Pool(order, wanted, self.worker_class)) as pool:
+            pool.start()
+            opened = self._first_worker(pool)
+            run_folder.claim(self._claimed(config), resume=resume)
+            ledger.enter(record, resume=resume)
+            with open_dataset(config.output.folder, opened.ahead, resume=resume) as writer:
+                return _Driver(self, config, ledger, pool, opened, writer).drive()
+
+    def _claimed(self, config: RunConfig) -> RunConfig:
+        """The configuration as it was given, in the folder where it is: run.yaml is the same wherever one stands."""
+        given = self.record.run_config()
+        if given.output.folder.absolute() == config.output.folder:
+            return given
+        return given.model_copy(update={"output": config.output})
+
+    def _first_worker(self, pool: Pool) -> Opened:
+        self.progress("waiting for a worker", 0, 1)
+        starts = _Starts()
+        while True:
+            for event in pool.events(POLL_SECONDS):
+                if isinstance(event, Ready):
+                    _check_versions(event.opened)
+                    return event.opened
+                starts.note(event)
+
+
+class _Starts:
+    """Workers that never became ready."""
+
+    def __init__(self) -> None:
+        self.false = 0
+
+    def note(self, event: Event) -> None:
+        """Raises what kept a worker from opening, or ClusterError where they keep dying."""
+        if isinstance(event, Ready):
+            self.false = 0
+        elif isinstance(event, Failed):
+            raise event.fault
+        elif isinstance(event, Lost):
+            self.false += 1
+            if self.false >= MOST_FALSE_STARTS:
+                raise ClusterError(f"workers die before they are ready, {self.false} in a row: {event.reason}")
+
+
+def _check_versions(opened: Opened) -> None:
+    here = versions()
+    for name, there in opened.versions.items():
+        if there != here[name]:
+            raise ClusterError(
+                f"node {opened.node}: runs {name} {there}, this is {here[name]}; they must be the same on all nodes"
+            )
+
+
+@dataclass
+class _Driver:
+    """The loop, once a worker is ready and the dataset is open."""
+
+    job: Job
+    config: RunConfig
+    ledger: Ledger
+    pool: Pool
+    first: Opened
+    """What the first worker found."""
+    writer: DatasetWriter
+    aside: dict[int, Tries] = field(default_factory=dict)
+    figures: dict[tuple[int, int], Rolled] = field(default_factory=dict)
+    """The newest of each worker that was."""
+    last_seeds: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Worlds that the worker of a slot has drawn."""
+    starts: _Starts = field(default_factory=_Starts)
+    told: set[str] = field(default_factory=set)
+    told_at: float = 0.0
+    cancelled: bool = False
+    """Somebody asked for the end."""
+    waits_for: str = ""
+    """Why the gate lets no batch start, in words."""
+
+    def drive(self) -> Outcome:
+        """See `Job.carry_out`."""
+        self.kept = len(self.writer.committed_keys)
+        self.aside = self._patiently(self.ledger.set_aside)
+        finished = self._patiently(self.ledger.finished_numbers)
+        all_of_them = batches(self.config)
+        self.book = Book(all_of_them, committed=self.writer.committed_keys, finished=finished, aside=self.aside)
+        standing: Standing = "failed"
+        try:
+            self._tell("running", at_once=True)
+            standing = self._loop()
+            return self._outcome(cancelled=standing == "cancelled")
+        except KeyboardInterrupt:
+            standing = "stopped"
+            self._progress("writing down what is under way")
+            self.pool.stop(STOP_SECONDS)
+            raise
+        finally:
+            for batch in self.pool.busy().values():
+                self.job.gate.release(batch.number)
+            self._tell(standing, at_once=True)
+
+    def _loop(self) -> Standing:
+        while not self.book.complete:
+            if self.cancelled:
+                self.pool.stop(STOP_SECONDS)
+                return "cancelled"
+            for event in self.pool.events(POLL_SECONDS):
+                self._take(event)
+            # First, so that no worker waits for a commit.
+            self._assign()
+            self._commit_finished()
+            if leaving := self.job.gate.draining():
+                self.pool.leave(leaving)
+            self._tell("running")
+        return "finished"
+
+    def _commit_finished(self) -> None:
+        while (batch := self.book.turn()) is not None:
+            finished = self._patiently(partial(self.ledger.finished, batch.number))
+            if finished is None or finished.epoch != self.first.ahead.provenance["model_epoch"]:
+                self.book.give_back(batch)
+                return
+            self._commit(batch, finished)
+            self.book.settle(batch)
+            self._patiently(partial(self.ledger.clear, batch.number))
+
+    def _commit(self, batch: Batch, finished: Finished) -> None:
+        for key, episode in zip(batch.keys, finished.episodes, strict=True):
+            # A driver that was killed may have committed some of them.
+            if key not in self.writer.committed_keys:
+                self._progress(f"saving {key}")
+                self.writer.commit(episode, key)
+        add_timings(self.config.output.folder, batch, finished.took)
+
+    def _assign(self) -> None:
+        self.waits_for = ""
+        for slot in self.pool.idle():
+            taken = {batch.seeds for batch in self.pool.busy().values()}
+            ahead = AHEAD_PER_WORKER * self.job.settings.workers
+            batch = self.book.choose(self.last_seeds.get(slot, ()), taken, ahead)
+            if batch is None:
+                return
+            self.waits_for = self.job.gate.ask(batch.number, len(batch.seeds))
+            if self.waits_for:
+                self.book.give_back(batch)
+                return
+            self.last_seeds[slot] = batch.seeds
+            self.pool.give(slot, batch)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Done(_, rolled):
+                self._done(event.slot, rolled)
+            case Failed(_, batch, fault) if batch is not None and not isinstance(fault, OutputError | JobError):
+                self._again(batch, f"{type(fault).__name__}: {fault}")
+            case Failed(_, _, fault):
+                raise fault
+            case Lost(slot, batch, reason, blameless) if batch is not None:
+                self.last_seeds.pop(slot, None)
+                self._again(batch, None if blameless else f"worker {slot}: {reason}")
+            case Ready(_, opened):
+                _check_versions(opened)
+                self.starts.note(event)
+            case _:
+                self.starts.note(event)
+
+    def _done(self, slot: int, rolled: Rolled) -> None:
+        batch = self.book.batches[rolled.number]
+        self.job.gate.release(batch.number)
+        self.figures[slot, rolled.restarts] = rolled
+        for warning in rolled.warnings:
+            self._warn_once(warning)
+        if rolled.whole:
+            self.book.finish(batch)
+        else:
+            # It was asked to leave its node.
+            self.book.give_back(batch)
+            self.pool.replace(slot)
+
+    def _again(self, batch: Batch, reason: str | None) -> None:
+        """Another try, unless it had too many; without a reason it is not counted."""
+        self.job.gate.release(batch.number)
+        if reason is not None:
+            tries = self._patiently(partial(self.ledger.tries, batch.number))
+            tries = tries.and_failed(" ".join(reason.split()), most=self.job.settings.tries)
+            self._patiently(partial(self.ledger.note_tries, batch.number, tries))
+            if tries.set_aside:
+                self.aside[batch.number] = tries
+                self.book.settle(batch)
+                self._warn_once(f"{batch}: set aside after {tries.failed} tries; the last: {tries.reasons[-1]}")
+                return
+        self.book.give_back(batch)
+
+    def _tell(self, standing: Standing, *, at_once: bool = False) -> None:
+        """The bar always, storage and whoever watches now and then; storage is also asked whether to go on."""
+        doing = self.waits_for or self._doing()
+        self._progress(doing)
+        if not at_once and time.monotonic() - self.told_at < self.job.settings.tell_seconds:
+            return
+        self.told_at = time.monotonic()
+        driver = f"{socket.gethostname()}:{os.getpid()}"
+        wanted = sum(len(batch.seeds) for batch in self.book.batches)
+        workers = tuple(map(worker_line, self.pool.stats()))
+        state = JobState(standing, time.time(), driver, len(self.writer.committed_keys), wanted, doing, workers)
+        try:
+            self.ledger.tell(state)
+            self.cancelled = self.ledger.cancelled
+        except OutputError as fault:
+            self._warn_once(f"{fault}; the job goes on")
+        self.job.watch(self.pool.stats())
+
+    def _doing(self) -> str:
+        busy = list(self.pool.busy().values())
+        if not busy:
+            return "waiting for a worker"
+        return str(busy[0]) + (f" and {len(busy) - 1} more" if len(busy) > 1 else "")
+
+    def _progress(self, doing: str) -> None:
+        under_way = {batch.number for batch in self.pool.busy().values()}
+        chunks = sum(stats.chunk for stats in self.pool.stats() if stats.batch in under_way)
+        self.job.progress(
+            doing, self.book.over * self.first.ahead.chunks + chunks, self.first.ahead.chunks * len(self.book.batches)
+        )
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            self.job.warn(text)
+
+    def _patiently(self, work: Callable[[], Result]) -> Result:
+        def failed(fault: OutputError) -> None:
+            self._warn_once(f"{fault}; waiting")
+
+        return patiently(work, self.job.settings.patience_seconds, failed=failed)
+
+    def _outcome(self, *, cancelled: bool) -> Outcome:
+        rolled, empty = list(self.figures.values()), self.first.memory
+        memory, left = _sum([one.at_fullest for one in rolled], empty), _sum([one.left for one in rolled], empty)
+        made = len(self.writer.committed_keys) - self.kept
+        generated = Generated(self.config.output.folder, made, self.kept, memory, left)
+        return Outcome(generated, dict(self.aside), cancelled)
+
+
+def worker_line(stats: WorkerStats) -> str:
+    """How a worker stands, for people."""
+    work = stats.work
+    pace = work.video_frames / work.chunks.seconds if work is not None and work.chunks.seconds else 0.0
+    return (
+        f"worker {stats.worker} on {stats.node} | {stats.doing} | chunk {stats.chunk}/{stats.chunks} | "
+        f"{pace:.1f} frames/s | {stats.batches} batches | {stats.restarts} restarts"
+    )
+
+
+def _sum(stats: list[MemoryStats], of_none: MemoryStats) -> MemoryStats:
+    total = stats[0] if stats else of_none
+    for one in stats[1:]:
+        total = total.plus(one)
+    return total
