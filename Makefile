@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHECKED := worldkv cluster scheduler monitoring tests benchmarks
 
-.PHONY: rollout test check test-conformance format clean
+.PHONY: rollout test check lint test-conformance format clean
 
 rollout: $(VENV)/.installed  ## generate the demo worlds into runs/demo
 	$(BIN)/worldkv rollout configs/demo.yaml --resume
@@ -13,11 +13,13 @@ rollout: $(VENV)/.installed  ## generate the demo worlds into runs/demo
 test: $(VENV)/.installed-dev  ## the whole test suite
 	$(BIN)/python -m pytest tests
 
-check: $(VENV)/.installed-dev  ## format, lint, types, architecture, unit tests: before every commit
+check: lint  ## format, lint, types, architecture, unit tests: before every commit
+	$(BIN)/python -m pytest tests/architecture tests/unit
+
+lint: $(VENV)/.installed-dev  ## format, lint and types alone
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/architecture tests/unit
 
 test-conformance:  ## load a dataset of ours with the real lerobot, in a venv of its own
 	tests/conformance/run.sh

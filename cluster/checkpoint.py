@@ -16,6 +16,8 @@ def is_exact(memory: MemoryConfig, geometry: KVGeometry, policy: MemoryPolicy, c
     """Whether `chunks` chunks, of all sessions together, can neither be dropped nor lose detail under the policy."""
     if not policy.remembers:
         return True
+    if any(tier.name == "node" for tier in memory.tiers):
+        return False  # others use its room too
     need = chunk_bytes(geometry, policy) * chunks
     last = memory.tiers[-1]
     rooms = [tier.capacity_mib * MIB * tier.low_watermark_ratio for tier in memory.tiers if tier.detail or tier is last]

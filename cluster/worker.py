@@ -22,6 +22,8 @@ import torch
 
 import worldkv
 from cluster.checkpoint import is_exact
+from cluster.chunks.connect import open_node_tier
+from cluster.chunks.settings import ChunkSettings
 from cluster.ledger import Ledger
 from cluster.parcel import Finished, pack_checkpoint
 from cluster.places import of_slot
@@ -160,8 +162,10 @@ class Worker:
         self.memory.close()
 
     def open_memory(self, config: MemoryConfig) -> ChunkMemory:
-        """What all sessions of this worker share; the place to add tiers that are made outside of it."""
-        return open_memory(config, self.model, listener=self.meter.listener)
+        """What all sessions of this worker share; its tier `node` is shared by all workers of the cluster."""
+        shared = ChunkSettings.of(config)
+        made = {} if shared is None else {"node": open_node_tier(shared)}
+        return open_memory(config, self.model, made, listener=self.meter.listener)
 
     def draw(self, seed: int) -> WorldTruth:
         """One world."""
