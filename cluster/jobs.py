@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -114,8 +114,8 @@ class Job:
     warn: Warn
     gate: Gate = field(default_factory=OpenGate)
     worker_class: type[Worker] = Worker
-    watch: Callable[[list[WorkerStats]], None] = lambda stats: None
-    """Told how the workers stand, every now and then."""
+    watch: Callable[[Sequence[WorkerStats], JobState], None] = lambda workers, state: None
+    """Told how the workers stand, and how far the job is, every now and then."""
 
     def carry_out(self, *, resume: bool) -> Outcome:
         """To the end, or until it is cancelled. Blocks.
@@ -343,7 +343,7 @@ class _Driver:
             self.cancelled = self.ledger.cancelled
         except OutputError as fault:
             self._warn_once(f"{fault}; the job goes on")
-        self.job.watch(self.pool.stats())
+        self.job.watch(self.pool.stats(), state)
 
     def _doing(self) -> str:
         busy = list(self.pool.busy().values())

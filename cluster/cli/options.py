@@ -44,6 +44,11 @@ TriesOption = Annotated[int, typer.Option(min=1, help="A batch that takes its wo
 WaitOption = Annotated[bool, typer.Option("--wait", help="Where there are fewer GPUs or cores, start with those.")]
 WorkersShown = Annotated[bool, typer.Option("--per-worker", help="Show how each worker stands, every few seconds.")]
 
+ExporterOption = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Serve metrics there meanwhile, for Prometheus and `worldkv top`."),
+]
+
 
 @dataclass(frozen=True)
 class Place:
@@ -56,6 +61,7 @@ class Place:
     tries: int
     wait: bool
     per_worker: bool
+    exporter: str | None
 
 
 def jobs_url(place: str | None, config: RunConfig) -> str:

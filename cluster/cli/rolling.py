@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +12,11 @@ import typer
 from cluster.cli import options
 from cluster.cli.options import Place
 from worldkv.cli import rolling
+from worldkv.errors import ConfigError
 
 if TYPE_CHECKING:
     from cluster.jobs import Outcome
-    from cluster.ledger import JobRecord
+    from cluster.ledger import JobRecord, JobState
     from worldkv.cli.progress import Bar
     from worldkv.config import RunConfig
     from worldkv.runs.generate import Generated
@@ -38,6 +40,7 @@ def rollout(
     tries: options.TriesOption = 3,
     wait: options.WaitOption = False,
     per_worker: options.WorkersShown = False,
+    exporter: options.ExporterOption = None,
 ) -> None:
     """Roll out worlds under several memory policies and compare them.
 
@@ -47,6 +50,8 @@ def rollout(
     `worldkv rollout configs/demo.yaml --set worlds.count=1 --set output.folder=runs/one`
     """
     resolved, command = rolling.resolve(config, set_ or [], dry_run=dry_run)
+    if in_process and exporter is not None:
+        raise ConfigError(f"--exporter {exporter}: metrics are served for a job on workers; leave out --in-process")
     if in_process:
         rolling.in_process(resolved, command, resume=resume)
         return
@@ -54,7 +59,7 @@ def rollout(
     from worldkv.runs import folder as run_folder
 
     run_folder.check(resolved, resume=resume)
-    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker)
+    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter)
     record = new_record(resolved, base=Path.cwd(), command=command, priority=priority)
     carry_out(record, resolved, place, resume=resume, again=f"{command} --resume")
 
@@ -67,8 +72,17 @@ def carry_out(record: JobRecord, config: RunConfig, place: Place, *, resume: boo
 
     def make(progress: Bar) -> Generated | None:
         progress.step("starting Ray" if place.address is None else f"joining {place.address}", 0, 1)
-        with options.cluster(place, config) as settings:
+        with ExitStack() as stack:
+            settings = stack.enter_context(options.cluster(place, config))
             from cluster.jobs import Job
+            from cluster.watching import exported
+
+            publish = stack.enter_context(exported(place.exporter, record, progress.note))
+            show = _shown(progress) if place.per_worker else lambda workers: None
+
+            def watch(workers: Sequence[WorkerStats], state: JobState) -> None:
+                show(workers)
+                publish(workers, state)
 
             job = Job(
                 record,
@@ -76,7 +90,7 @@ def carry_out(record: JobRecord, config: RunConfig, place: Place, *, resume: boo
                 progress.step,
                 progress.warn,
                 gate=options.gate(place, record, config),
-                watch=_shown(progress) if place.per_worker else lambda stats: None,
+                watch=watch,
             )
             outcomes.append(job.carry_out(resume=resume))
         return None if outcomes[0].cancelled else outcomes[0].generated
@@ -96,10 +110,10 @@ def _tell(outcome: Outcome, again: str) -> None:
         raise typer.Exit(SET_ASIDE)
 
 
-def _shown(progress: Bar) -> Callable[[list[WorkerStats]], None]:
+def _shown(progress: Bar) -> Callable[[Sequence[WorkerStats]], None]:
     from cluster.jobs import worker_line
 
-    def show(stats: list[WorkerStats]) -> None:
+    def show(stats: Sequence[WorkerStats]) -> None:
         for one in stats:
             progress.note(worker_line(one))
 
