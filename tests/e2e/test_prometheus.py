@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (apt: prometheus)"),
 ]
 PANELS = [(board, panel, query) for board in DASHBOARDS for panel in board.panels for query in panel.queries]
-SHORT = ("worlds.count=2", "trajectory.video_frames=48", "sampling.denoise_steps=2")
+SHORT = ("worlds.count=3", "trajectory.video_frames=48", "sampling.denoise_steps=2")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,7 @@ def test_the_trace_shows_stages_sessions_and_tiers_side_by_side(watched):
     assert {name for name in by_track if name.startswith("session ")} == {
         "session rooms-1/worldkv",
         "session rooms-2/worldkv",
+        "session rooms-3/worldkv",
     }
     # Every fetch of a retrieval lies within it: what a stall waited for can be seen beneath it.
     retrievals = [(e["ts"], e["ts"] + e["dur"]) for e in by_track["rollout"] if e["name"] == "retrieve"]
@@ -122,7 +123,7 @@ def test_the_log_tells_tenant_session_and_chunk_of_what_the_metrics_count(watche
     assert {line["tenant"] for line in fetches} == {"default"}
     assert all(line["chunk"] and line["index"] >= 0 for line in fetches)
     assert sum(line.get("retrieved", 0) for line in lines) == memory.hits
-    assert {line["session"] for line in lines if "session" in line} == {"rooms-1/worldkv", "rooms-2/worldkv"}
+    assert {line["session"] for line in lines if "session" in line} == {f"rooms-{world}/worldkv" for world in (1, 2, 3)}
     text = watched.exporter.metrics(Viewer(None)).body.decode()
     assert fetches[0]["chunk"] not in text
     assert "rooms-1" not in text
@@ -190,7 +191,7 @@ def test_top_shows_the_run(watched):
     result = CliRunner().invoke(top_app(), [watched.address, "--once"], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     assert "1 of 1 workers ready" in result.output
-    assert "2 of 2" in result.output
+    assert "3 of 3" in result.output
 
 
 def test_top_without_an_exporter_or_without_the_right_token_is_one_clear_line(watched):
