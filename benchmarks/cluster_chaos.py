@@ -49,7 +49,7 @@ class Chaos:
         self.next = time.monotonic() + every_seconds
         self.struck: list[dict[str, object]] = []
 
-    def __call__(self, stats: list[WorkerStats]) -> None:
+    def __call__(self, stats: list[WorkerStats], state: object) -> None:
         """Told by the driver how the workers stand."""
         busy = [one for one in stats if one.batch is not None]
         if time.monotonic() < self.next or not busy:

@@ -60,7 +60,7 @@ class Saboteur:
     made: float = field(default_factory=time.monotonic)
     seen: list[WorkerStats] = field(default_factory=list)
 
-    def __call__(self, stats: list[WorkerStats]) -> None:
+    def __call__(self, stats: list[WorkerStats], state: object) -> None:
         self.seen += stats
         for one in stats:
             at_work = one.batch is not None

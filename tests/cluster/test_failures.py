@@ -134,7 +134,7 @@ def test_a_full_object_store_is_in_nobodys_way(nodes, carry_out, undisturbed, tr
 def test_what_waits_on_storage_damaged_or_lost_is_made_again(nodes, carry_out, undisturbed, tree, tmp_path):
     """A driver is stopped while later batches are finished and the first is not."""
 
-    def stop(stats: list[object]) -> None:
+    def stop(stats: list[object], state: object) -> None:
         found = list((tmp_path / "jobs").glob("*/batches/*/finished"))
         if found:
             raise KeyboardInterrupt

@@ -33,7 +33,7 @@ def test_a_tenant_waits_at_its_quota_and_goes_on_when_there_is_room(keeper, carr
     """Two sessions are all it may have, so that two workers never are at work at once."""
     most = 0
 
-    def count(stats: list[object]) -> None:
+    def count(stats: list[object], state: object) -> None:
         nonlocal most
         most = max(most, sum(one.sessions for one in stats))
 
