@@ -50,7 +50,7 @@ class Ahead:
         A tier that is as fast as the copy itself is not worth a thread: from there it is copied here and now.
         """
         level = min(entry.copies)
-        if level and entry not in self._coming and self._placement.has_room_near(entry, level):
+        if level and entry not in self._coming and self._placement.room.has_room_near(entry, level):
             self._books.prefetch["issued"] += 1
             self._books.prefetch["issued_bytes"] += entry.copies[level].cost_bytes
             arrival = self._placement.begin(entry, level)

@@ -25,10 +25,10 @@ from worldkv.errors import (
     TransferError,
     TransferLate,
 )
-from worldkv.memory.access import TierAccess
 from worldkv.memory.books import Books
 from worldkv.memory.catalogue import Catalogue, Entry
 from worldkv.memory.chunk import KVChunk
+from worldkv.memory.copies import Copies
 from worldkv.memory.detail import Detail
 from worldkv.memory.mover import Arrival, Mover
 from worldkv.memory.room import Room, TierRules, chunk_fits
@@ -50,20 +50,21 @@ class Placement:
         mover: Mover,
     ) -> None:
         self.tiers, self.rules = tuple(tiers), tuple(rules)
-        self._room = Room(tiers, rules, catalogue, epoch)
+        self.room = Room(tiers, rules, catalogue, epoch)
         self._catalogue, self._books, self._mover = catalogue, books, mover
-        self.access = TierAccess(tiers, books, mover)
+        self.copies = Copies(tiers, catalogue, books, mover)
+        self.access = self.copies.access
         self._arriving: set[Entry] = set()
         """On their way into a tier, which may make others move meanwhile."""
 
     @property
     def epoch(self) -> str:
         """Digest of the weights whose chunks are valid; others are stale."""
-        return self._room.epoch
+        return self.room.epoch
 
     @epoch.setter
     def epoch(self, epoch: str) -> None:
-        self._room.epoch = epoch
+        self.room.epoch = epoch
 
     def place(
         self, entry: Entry, chunk: KVChunk, *, level: int = 0, reason: str = "evicted", source: int | None = None
@@ -105,25 +106,19 @@ class Placement:
         """
         if level and self._mover.late(deadline):
             raise TransferLate(f"chunk {entry.id} in tier {self.tiers[level].name}: asked for by {deadline}, too late")
-        chunk, source = self._lift(entry, level) if level else (self._get(entry, 0), None)
+        chunk, source = self._lift(entry, level) if level else (self.copies.get(entry, 0), None)
         if chunk is None:
             return None
         self._catalogue.touch(entry)
-        if level and self._room.may_go(entry, level) and self._refusal(entry, chunk, 0) is None:
+        if level and self.room.may_go(entry, level) and self._refusal(entry, chunk, 0) is None:
             return self._promote(entry, chunk, level, source, deadline)
-        return chunk if source is None else self.read(entry, level)
-
-    def has_room_near(self, entry: Entry, level: int) -> bool:
-        """Whether tier 0 could take the chunk of tier `level`, by its size there, and no held one would have to go."""
-        cost, tenant = entry.copies[level].cost_bytes, entry.tenant
-        need = max(cost - self._room.free_bytes(0), self._room.over_limit(0, tenant, cost))
-        return need <= 0 or self._room.spare(0, tenant, need, own=self._room.over_limit(0, tenant, cost) > 0) >= need
+        return chunk if source is None else self.copies.read(entry, level)
 
     def begin(self, entry: Entry, level: int) -> Arrival | None:
         """Start to bring the chunk of tier `level` to tier 0; None where it is as well brought at once or cannot be."""
         entry.pins += 1  # stays while room is made for it
         try:
-            if self._room.lenders[level] is not None:
+            if self.room.lenders[level] is not None:
                 chunk, _ = self._lift(entry, level)
                 if chunk is None or not self._stays_while_room_is_made(entry, chunk, level):
                     return None
@@ -150,32 +145,32 @@ class Placement:
         self._books.moved("promoted", chunk.nbytes)
         del chunk
         if not self.rules[level].keeps_copies:
-            self.remove(entry, level, "evicted")
+            self.copies.remove(entry, level, "evicted")
 
     def _promote(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> KVChunk | None:
         if self._stays_while_room_is_made(entry, chunk, level):
             moved = self._move_up(entry, chunk, level, source, deadline)
         else:
             if source is not None:
-                staged = self._get(entry, level, staged=True)
+                staged = self.copies.get(entry, level, staged=True)
                 if staged is None:
                     return None
                 chunk = staged
-            self.remove(entry, level, "evicted")
+            self.copies.remove(entry, level, "evicted")
             moved = self.place(entry, chunk) and 0 in entry.copies
             if source is not None and not moved:
                 chunk, source = chunk.copy_to(chunk.encoded.device), None
         self._books.moved("promoted", chunk.nbytes, times=moved)
         if moved:  # already on its device: not copied again by whoever loads it
-            return self._get(entry, 0)
+            return self.copies.get(entry, 0)
         if source is None:
             return chunk
-        return self.read(entry, level) if level in entry.copies else None
+        return self.copies.read(entry, level) if level in entry.copies else None
 
     def _stays_while_room_is_made(self, entry: Entry, chunk: KVChunk, level: int) -> bool:
         """Else it is an exchange: what makes room in tier 0 may need the room that the chunk leaves."""
         return self.rules[level].keeps_copies or (
-            self._room.displaced_bytes(entry, chunk) <= self._room.free_bytes(level)
+            self.room.displaced_bytes(entry, chunk) <= self.room.free_bytes(level)
         )
 
     def _move_up(self, entry: Entry, chunk: KVChunk, level: int, source: int | None, deadline: float) -> bool:
@@ -183,10 +178,10 @@ class Placement:
         try:
             moved = self.enter(entry, chunk, 0, source, deadline)
         except (ChunkCorrupt, ChunkNotFound):
-            self._quarantine(entry, level)
+            self.copies.quarantine(entry, level)
             return False
         if moved and not self.rules[level].keeps_copies:
-            self.remove(entry, level, "evicted")
+            self.copies.remove(entry, level, "evicted")
         return moved
 
     def demote(self, entry: Entry) -> None:
@@ -195,72 +190,18 @@ class Placement:
         if level + 1 < len(self.tiers):
             self._push_out(entry, level, "evicted")
 
-    def read(self, entry: Entry, level: int) -> KVChunk | None:
-        """The chunk, verified; None where it is damaged or gone, and then taken out, or cannot be read now."""
-        try:
-            return self._get(entry, level, verified=True)
-        except ChunkEvicted:
-            return None
-
-    def remove(self, entry: Entry, level: int, reason: str) -> int:
-        """Out of one tier; returns the bytes that it took up there."""
-        cost = self._leave(entry, level, reason)
-        self.access.clear_away(entry.id, level)
-        return cost
-
-    def drop(self, entry: Entry, reason: str) -> None:
-        """Out of every tier."""
-        if entry.copies:
-            self._books.moved("dropped", max(copy.cost_bytes for copy in entry.copies.values()))
-        for level in list(entry.copies):
-            self.remove(entry, level, reason)
-
     def enforce_limits(self) -> None:
         """Push out what tenants hold beyond their limits: after a restart these may be lower than before."""
         for level in range(len(self.tiers)):
             for tenant in sorted(self._catalogue.tenants(level)):
-                self._free(level, tenant, self._room.over_limit(level, tenant, 0), own=True)
-
-    def _get(self, entry: Entry, level: int, *, verified: bool = False, staged: bool = False) -> KVChunk | None:
-        tier = self.tiers[level]
-        try:
-            if staged:
-                return self._mover.take(entry.id, tier)
-            chunk = tier.get(entry.id)
-            if verified and not tier.verifies:
-                chunk.verify()
-        except ChunkEvicted:
-            self._books.moved("dropped", self.remove(entry, level, "evicted"), times=not entry.copies)
-            raise
-        except (ChunkCorrupt, ChunkNotFound):
-            self._quarantine(entry, level)
-            return None
-        except TransferError:
-            self._books.failures[level] += 1
-            return None
-        return chunk
+                self._free(level, tenant, self.room.over_limit(level, tenant, 0), own=True)
 
     def _lift(self, entry: Entry, level: int) -> tuple[KVChunk | None, int | None]:
         """A chunk that may leave its tier: verified, or bare and with the tier where the mover shall read it."""
-        if self._room.lenders[level] is None:
-            return self._get(entry, level, verified=True), None
-        chunk = self._get(entry, level)
+        if self.room.lenders[level] is None:
+            return self.copies.get(entry, level, verified=True), None
+        chunk = self.copies.get(entry, level)
         return chunk and chunk.bare(), level
-
-    def keep_names(self, entry: Entry) -> None:
-        """Let the tiers that survive know all ids under which their copy is asked for."""
-        for level in entry.copies:
-            self.access.keep_names(entry.id, level, entry.names)
-
-    def _quarantine(self, entry: Entry, level: int) -> None:
-        cost = self._leave(entry, level, "evicted")
-        self.access.set_aside(entry.id, level)
-        self._books.moved("dropped", cost, times=not entry.copies)
-
-    def _leave(self, entry: Entry, level: int, reason: str) -> int:
-        if level == 0:
-            self._books.left_nearest(entry)
-        return self._catalogue.leave(entry, level, reason)
 
     def _enter(
         self, entry: Entry, chunk: KVChunk, level: int, source: int | None = None, deadline: float = math.inf
@@ -278,9 +219,9 @@ class Placement:
             entry.lost = refusal if chunk_fits(self.tiers[level], chunk) else entry.lost
             return False
         cost = self.tiers[level].cost_bytes(chunk)
-        self._free(level, entry.tenant, self._room.over_limit(level, entry.tenant, cost), own=True)
-        self._free(level, entry.tenant, self._room.wanted_bytes(level, cost), own=False)
-        if self._room.over_limit(level, entry.tenant, cost) > 0:  # what was to go has come to be held meanwhile
+        self._free(level, entry.tenant, self.room.over_limit(level, entry.tenant, cost), own=True)
+        self._free(level, entry.tenant, self.room.wanted_bytes(level, cost), own=False)
+        if self.room.over_limit(level, entry.tenant, cost) > 0:  # what was to go has come to be held meanwhile
             entry.left[level] = entry.lost = "quota"
             return False
         return True
@@ -299,10 +240,10 @@ class Placement:
         if not chunk_fits(tier, chunk):
             return "evicted"
         self._reclaim(level, tier.used_bytes + cost - tier.capacity_bytes)
-        own_need, need = self._room.over_limit(level, tenant, cost), tier.used_bytes + cost - tier.capacity_bytes
-        if (limit is not None and cost > limit) or self._room.spare(level, tenant, own_need, own=True) < own_need:
+        own_need, need = self.room.over_limit(level, tenant, cost), tier.used_bytes + cost - tier.capacity_bytes
+        if (limit is not None and cost > limit) or self.room.spare(level, tenant, own_need, own=True) < own_need:
             return "quota"
-        return "evicted" if self._room.spare(level, tenant, need, own=False) < need else None
+        return "evicted" if self.room.spare(level, tenant, need, own=False) < need else None
 
     def _reclaim(self, level: int, need: int) -> None:
         """Drop chunks of other weights, then unread ones, until `need` bytes are free, or none is left."""
@@ -314,11 +255,11 @@ class Placement:
         for entry in self._catalogue.lying(level, lambda entry: entry.epoch != self.epoch):
             if freed >= need:
                 break
-            if self._room.may_go(entry, level):
+            if self.room.may_go(entry, level):
                 batch.append(entry)
                 freed += entry.copies[level].cost_bytes
         for entry in batch:
-            self.drop(entry, "stale_epoch")
+            self.copies.drop(entry, "stale_epoch")
             self._catalogue.settle(entry)
         self.access.give_up_unread(level, wanted_bytes)
 
@@ -326,7 +267,7 @@ class Placement:
         """Make room: by detail as far as that goes, then by chunks."""
         for rung in self.rules[level].ladder.rungs:
             need -= self._lose_detail(level, tenant, need, rung, own=own)
-        for entry in self._room.victims(level, tenant, need, own=own):
+        for entry in self.room.victims(level, tenant, need, own=own):
             if level in entry.copies:  # else it went with one that went before
                 self._push_out(entry, level, "quota" if own else "evicted")
 
@@ -338,7 +279,7 @@ class Placement:
             return ladder.next_rung(entry.form) == rung
 
         while freed < need:
-            victims = self._room.victims(level, tenant, need - freed, own=own, where=on_the_rung_above)
+            victims = self.room.victims(level, tenant, need - freed, own=own, where=on_the_rung_above)
             if not victims:
                 break
             for entry in victims:
@@ -353,7 +294,7 @@ class Placement:
         """Replace the tier's copy by one with less detail; bytes that became free, None where it took none."""
         cost = entry.copies[level].cost_bytes
         if len(entry.copies) > 1 or entry in self._arriving:
-            self.remove(entry, level, "evicted")  # nothing is lost while another tier has all detail
+            self.copies.remove(entry, level, "evicted")  # nothing is lost while another tier has all detail
             return cost
         try:
             small = self._reduced(entry, level, rung)
@@ -367,21 +308,21 @@ class Placement:
             return cost
         twin = self._catalogue.find(entry.tenant, small.id)
         if twin is not None and twin is not entry and (twin.copies or twin in self._arriving):
-            self.remove(entry, level, "evicted")
+            self.copies.remove(entry, level, "evicted")
             self._catalogue.merge(entry, twin)
-            self.keep_names(twin)
+            self.copies.keep_names(twin)
             return cost
-        if self._room.fits_beside(small, level):
+        if self.room.fits_beside(small, level):
             fault = self.access.write(small, level, entry.names)
             if fault is None:
-                self.remove(entry, level, "evicted")
+                self.copies.remove(entry, level, "evicted")
                 return self._enter_reduced(entry, small, level, cost)
             if isinstance(fault, TransferError):
                 return None
         return self._exchange(entry, small, level, cost)
 
     def _reduced(self, entry: Entry, level: int, rung: Detail) -> KVChunk | None:
-        chunk = self.read(entry, level)
+        chunk = self.copies.read(entry, level)
         return chunk and self.rules[level].ladder.reduce(chunk, rung)
 
     def _exchange(self, entry: Entry, small: KVChunk, level: int, cost: int) -> int | None:
@@ -389,10 +330,10 @@ class Placement:
 
         Should that fail the chunk comes back, or goes further down.
         """
-        whole = self.read(entry, level)
+        whole = self.copies.read(entry, level)
         if level in entry.copies:
-            self.remove(entry, level, "evicted")
-        if not self._room.has_room(small, level):
+            self.copies.remove(entry, level, "evicted")
+        if not self.room.has_room(small, level):
             whole = None  # it is a view, and keeps its bytes in the tier for as long as it is held
         if self.access.write(small, level, entry.names) is None:
             return self._enter_reduced(entry, small, level, cost)
@@ -409,7 +350,7 @@ class Placement:
         """The tier holds the chunk with less detail, and no longer with more; returns the bytes that became free."""
         entry, small_cost = self._become(entry, small), self.tiers[level].cost_bytes(small)
         self._catalogue.enter(entry, level, small_cost)
-        self.keep_names(entry)
+        self.copies.keep_names(entry)
         self._books.events["reduced"] += 1
         return cost - small_cost
 
@@ -425,10 +366,10 @@ class Placement:
     def _push_out(self, entry: Entry, level: int, reason: str) -> None:
         """One tier down, or for good."""
         if any(other > level for other in entry.copies):
-            self._books.moved("demoted", self.remove(entry, level, reason))
+            self._books.moved("demoted", self.copies.remove(entry, level, reason))
             return
         if level + 1 == len(self.tiers) or entry.epoch != self.epoch:
-            cost = self.remove(entry, level, reason)
+            cost = self.copies.remove(entry, level, reason)
             self._books.moved("dropped", cost, times=not entry.copies)
         else:
             self._push_down(entry, level, reason)
@@ -441,15 +382,15 @@ class Placement:
             chunk, source = self._lift(entry, level)
         if chunk is None:
             if level in entry.copies:  # it cannot be read now, and its room is needed now
-                cost = self.remove(entry, level, reason)
+                cost = self.copies.remove(entry, level, reason)
                 self._books.moved("dropped", cost, times=not entry.copies)
             return
         try:
             placed = self.place(entry, chunk, level=level + 1, reason=reason, source=source)
         except (ChunkCorrupt, ChunkNotFound):
-            self._quarantine(entry, level)
+            self.copies.quarantine(entry, level)
             return
         lost = entry.lost
-        cost = self.remove(entry, level, reason)
+        cost = self.copies.remove(entry, level, reason)
         entry.lost = lost
         self._books.moved("demoted", cost, times=placed)

@@ -83,6 +83,12 @@ class Room:
         cost = self.tiers[level].cost_bytes(chunk)
         return self.has_room(chunk, level) and self.over_limit(level, chunk.tenant, cost) <= 0
 
+    def has_room_near(self, entry: Entry, level: int) -> bool:
+        """Whether tier 0 could take the chunk of tier `level`, by its size there, and no held one would have to go."""
+        cost, tenant = entry.copies[level].cost_bytes, entry.tenant
+        need = max(cost - self.free_bytes(0), self.over_limit(0, tenant, cost))
+        return need <= 0 or self.spare(0, tenant, need, own=self.over_limit(0, tenant, cost) > 0) >= need
+
     def victims(
         self, level: int, tenant: str, need: int, *, own: bool, where: Callable[[Entry], bool] = lambda entry: True
     ) -> list[Entry]:

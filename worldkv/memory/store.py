@@ -112,7 +112,7 @@ class ChunkMemory:
             else:
                 self._books.moved("dropped", chunk.nbytes)
         else:
-            self._placement.keep_names(entry)
+            self._placement.copies.keep_names(entry)
             self._placement.place_near(entry, chunk)
         if entry.id == chunk.id and chunk.epoch == self.epoch:
             for level in (level for level, rules in enumerate(self.rules) if rules.copies_at_once):
@@ -327,7 +327,7 @@ class ChunkMemory:
             self._books.passed(level, entry.tenant, "stale_epoch")
         self._books.miss("stale_epoch")
         if not entry.firm:
-            self._placement.drop(entry, "stale_epoch")
+            self._placement.copies.drop(entry, "stale_epoch")
             self._catalogue.settle(entry)
 
     def _refuse_foreign(self, chunk: KVChunk, tenant: str | None) -> None:
@@ -385,6 +385,6 @@ class ChunkMemory:
                 continue
             for level in list(entry.copies):
                 if not self.rules[level].keeps_released:
-                    self._placement.remove(entry, level, "evicted")
+                    self._placement.copies.remove(entry, level, "evicted")
             entry.found = bool(entry.copies)  # what stays, stays as if found at a start
             self._catalogue.settle(entry)
