@@ -36,8 +36,8 @@ AVERAGE_RATE = 0.003  # of the weights' moving average, per step
 # Where a clip's history turns from shown to made: at a chunk before this share of them.
 LATEST_START = 0.7
 VALIDATION_STEPS = 4
-# Half of the clips are slowed down, by up to this much: a history up to so many times as long stays readable.
-SLOWEST = 2.0
+# This share of the clips is slowed down, by up to so much: a history up to so many times as long stays readable.
+SLOWED, SLOWEST = 0.2, 2.0
 DEPTH_WEIGHT = 0.05  # of the guessed depths' error: enough to teach them, well below the picture's
 
 
@@ -169,7 +169,7 @@ class Trainer:
         clean, log_depth = self.frames(batch)
         B, F = clean.shape[:2]
         chosen = torch.rand(B, 3, device=self.device, generator=self.generator)
-        slowness = torch.where(chosen[:, 0] < 0.5, 1.0, 1 + chosen[:, 1] * (SLOWEST - 1))
+        slowness = torch.where(chosen[:, 0] < SLOWED, 1 + chosen[:, 1] * (SLOWEST - 1), 1.0)
         c2w = first_frame_poses(batch["c2w_BF44"], self.generator)
         start = 1 + (chosen[:, 2] * int(LATEST_START * F // self.shape.frames_per_chunk)).long()
         return Lesson(clean, log_depth, c2w, clean.clone(), start, slowness)
