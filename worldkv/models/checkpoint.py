@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,7 @@ def load(
     Tensors that do not belong to the network are refused like missing ones. Of what it holds in part, only that part
     is read.
     """
-    if wrong := faults(stored_tensors(files, prefix), expected_shapes(network), files[0].parent):
-        raise CheckpointError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+    refuse(faults(stored_tensors(files, prefix), expected_shapes(network), files[0].parent))
     digests: dict[str, bytes] = {}
     state: dict[str, Tensor] = {}
     slices = {prefix + name: part for name, part in slices_of(network).items()}
@@ -133,6 +132,37 @@ def load(
     network.load_state_dict(state, assign=True)
     network.requires_grad_(False).eval()
     return xxhash.xxh3_128_hexdigest(b"".join(name.encode() + digests[name] for name in sorted(digests)))
+
+
+def load_renamed(
+    network: nn.Module,
+    file: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    rename: Callable[[str, Tensor], Mapping[str, Tensor]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    unused: tuple[str, ...] = (),
+) -> None:
+    """Fill a network made on the meta device from a file that names its tensors otherwise.
+
+    `expected` has the file's names and shapes; `rename` says under which names a network has a tensor, or parts of it.
+    What begins like one of `unused` is not looked at. Raises CheckpointError before a tensor is read.
+    """
+    stored = {name: one for name, one in stored_tensors([file]).items() if not name.startswith(unused)}
+    refuse(faults(stored, expected, file))
+    state: dict[str, Tensor] = {}
+    for name, tensor in _tensors([file], {}):
+        if name in expected:
+            state |= rename(name, tensor.to(device, dtype, copy=True))
+    network.load_state_dict(state, assign=True)
+    network.requires_grad_(False).eval()
+
+
+def refuse(wrong: Sequence[str]) -> None:
+    """Raise CheckpointError with the first of some faults, where there is one."""
+    if wrong:
+        raise CheckpointError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
 
 
 def sole_tensor(file: Path) -> Tensor:

@@ -213,8 +213,7 @@ def open_model(
     ModelError where the heads cannot be shared out among the ranks.
     """
     wanted = [one for one in check(root, model) if one.part != "quick decoder" or quick_decoder]
-    if wrong := [fault for one in wanted for fault in one.faults]:
-        raise CheckpointError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+    checkpoint.refuse([fault for one in wanted for fault in one.faults])
     path = model.transformer(root)
     network = _empty_network(path, model, ranks)
     refuse_too_large(network.to(dtype), model.name, device)
