@@ -65,6 +65,44 @@ def check_folder(
     typer.echo("whole: every tensor is there, in the right shape")
 
 
+@app.command("encode")
+def encode_input(
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, as its makers publish it.")],
+    out: Annotated[Path, typer.Option(help="The safetensors file to write, for inputs.embeddings of `play`.")],
+    prompt: Annotated[str | None, typer.Option(help="What the world is like, for LingBot.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The first picture, for Matrix-Game-2.0.")] = None,
+) -> None:
+    """Encode a prompt or a picture once, so that worlds start without the encoder.
+
+    `worldkv models encode weights/lingbot-world-base-cam --prompt "a red room" --out prompt.safetensors`
+    """
+    from safetensors.torch import save
+
+    from worldkv.errors import ConfigError, OutputError
+    from worldkv.models.published import found_in
+    from worldkv.runs.encoding import encoded_image, encoded_prompt
+    from worldkv.runs.folder import write_whole
+    from worldkv.runs.play import model_device, read_image
+
+    if (prompt is None) == (image is None):
+        raise ConfigError("give either --prompt or --image")
+    if out.exists():
+        raise OutputError(f"{out}: already exists")
+    fitting = [one for one in found_in(folder) if one.takes_prompts == (prompt is not None)]
+    if not fitting:
+        held = ", ".join(one.name for one in found_in(folder))
+        raise ConfigError(f"{folder}: holds {held}, which takes {'no prompt' if image is None else 'no encoded image'}")
+    device = model_device()
+    if prompt is not None:
+        tokens = encoded_prompt(folder, fitting[0], prompt, device)
+    else:
+        assert image is not None
+        tokens = encoded_image(folder, fitting[0], read_image(image), device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, save({"embeddings": tokens}))
+    typer.echo(f"made     {out}: {len(tokens)} tokens of {tokens.shape[1]} numbers")
+
+
 @app.command("play")
 def play_model(
     config: Annotated[Path, typer.Argument(help="YAML file, such as those in configs/play.")],

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,8 @@ from worldkv.camera import PictureSize
 from worldkv.errors import CapacityError, CheckpointError, ConfigError
 from worldkv.memory.tiers.headroom import device_headroom, host_headroom
 from worldkv.models import checkpoint
+from worldkv.models.encoders.picture import PictureShape
+from worldkv.models.encoders.prompt import PromptShape
 from worldkv.models.lingbot.model import LingBotModel
 from worldkv.models.lingbot.schedule import lingbot_schedule
 from worldkv.models.matrix_game.model import MatrixGameModel
@@ -38,6 +40,8 @@ from worldkv.models.wan.tiny_vae import TinyVAE, TinyVAEShape
 from worldkv.models.wan.vae import VAEShape, WanVAE
 
 VAE_FILE, QUICK_DECODER_FILE, CONFIG_FILE = "Wan2.1_VAE.pth", "taew2_1.pth", "config.json"
+PROMPT_ENCODER_FILE, TOKENIZER_FOLDER = "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl"
+PICTURE_ENCODER_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 PREFIXES = {"lingbot": "", "matrix_game": "model."}
 """Of the names of tensors, by family."""
 CAMERA_TENSOR = "patch_embedding_wancamctrl.weight"
@@ -107,6 +111,19 @@ class Published:
         """Sizes of its autoencoder."""
         return VAEShape(width=self.about["vae_width" if size == "full" else "tiny_vae_width"])
 
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether it is told a prompt, or else shown its first picture by CLIP."""
+        return bool(self.about["family"] == "lingbot")
+
+    def prompt_shape(self) -> PromptShape:
+        """Sizes of its prompt encoder."""
+        return PromptShape(**self.about.get("prompt_encoder", {}))
+
+    def picture_shape(self) -> PictureShape:
+        """Sizes of its picture encoder."""
+        return PictureShape(**self.about.get("picture_encoder", {}))
+
     def model(self, network: WanNetwork, size: Size, epoch: str, pictures: Pictures | None) -> WanModel:
         """The model around a network."""
         if self.about["family"] == "lingbot":
@@ -158,9 +175,22 @@ def check(root: Path, model: Published) -> list[PartReport]:
         vae, quick = WanVAE(model.vae_shape()), TinyVAE(TinyVAEShape())
     return [
         _check_transformer(root, model),
-        _check_part("VAE", root / VAE_FILE, vae),
-        _check_part("quick decoder", root / QUICK_DECODER_FILE, quick, optional=True),
+        _check_part("VAE", root / VAE_FILE, checkpoint.expected_shapes(vae)),
+        _check_part("quick decoder", root / QUICK_DECODER_FILE, checkpoint.expected_shapes(quick), optional=True),
+        check_encoder(root, model),
     ]
+
+
+def check_encoder(root: Path, model: Published) -> PartReport:
+    """Look at what encodes its prompt or first picture; it is optional, for what it says may come as a file."""
+    if not model.takes_prompts:
+        shape = model.picture_shape()
+        file = root / PICTURE_ENCODER_FILE
+        return _check_part("picture encoder", file, shape.tensors(), unused=shape.unused, optional=True)
+    report = _check_part("prompt encoder", root / PROMPT_ENCODER_FILE, model.prompt_shape().tensors(), optional=True)
+    if not report.tensors or (root / TOKENIZER_FOLDER).is_dir():
+        return report
+    return replace(report, faults=(*report.faults, f"{root / TOKENIZER_FOLDER}: no such folder; the tokenizer's"))
 
 
 def _check_transformer(root: Path, model: Published) -> PartReport:
@@ -169,15 +199,24 @@ def _check_transformer(root: Path, model: Published) -> PartReport:
         network = _empty_network(path, model)
     except CheckpointError as fault:
         return PartReport("transformer", path, 0, 0, (str(fault),))
-    return _check_part("transformer", path, network, prefix=model.prefix)
+    return _check_part("transformer", path, checkpoint.expected_shapes(network), prefix=model.prefix)
 
 
-def _check_part(part: str, path: Path, network: nn.Module, *, prefix: str = "", optional: bool = False) -> PartReport:
+def _check_part(
+    part: str,
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    prefix: str = "",
+    unused: tuple[str, ...] = (),
+    optional: bool = False,
+) -> PartReport:
     try:
         stored = checkpoint.stored_tensors(checkpoint.weight_files(path), prefix)
     except CheckpointError as fault:
         return PartReport(part, path, 0, 0, (str(fault),), optional and not path.exists())
-    wrong = checkpoint.faults(stored, checkpoint.expected_shapes(network), path)
+    used = {name: one for name, one in stored.items() if not name.startswith(unused)} if unused else stored
+    wrong = checkpoint.faults(used, expected, path)
     return PartReport(part, path, len(stored), sum(one.nbytes for one in stored.values()), tuple(wrong))
 
 
@@ -212,8 +251,7 @@ def open_model(
     Raises CheckpointError with the first fault, CapacityError where the device has no room for the weights, and
     ModelError where the heads cannot be shared out among the ranks.
     """
-    wanted = [one for one in check(root, model) if one.part != "quick decoder" or quick_decoder]
-    checkpoint.refuse([fault for one in wanted for fault in one.faults])
+    refuse_faulty(root, model, {"quick decoder"} if quick_decoder else set())
     path = model.transformer(root)
     network = _empty_network(path, model, ranks)
     refuse_too_large(network.to(dtype), model.name, device)
@@ -226,6 +264,12 @@ def open_model(
         checkpoint.load(quick, [root / QUICK_DECODER_FILE], device=device, dtype=_picture_dtype(device))
     epoch = joint_epoch(ranks, epoch, device)
     return model.model(network, "full", epoch, Pictures(vae, model.settings().picture, quick))
+
+
+def refuse_faulty(root: Path, model: Published, wanted: Set[str] = frozenset()) -> None:
+    """Raise CheckpointError where a part that every model has, or one of the `wanted` ones, cannot be used."""
+    parts = {"transformer", "VAE", *wanted}
+    checkpoint.refuse([fault for one in check(root, model) if one.part in parts for fault in one.faults])
 
 
 def refuse_too_large(network: nn.Module, name: str, device: torch.device) -> None:

@@ -31,11 +31,12 @@ from worldkv.memory.policy import MemoryPolicy, parse_policy
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.checkpoint import sole_tensor
 from worldkv.models.lingbot.camera import longest_step
-from worldkv.models.published import Published, Size, named, open_model, random_model
+from worldkv.models.published import Published, Size, named, open_model, random_model, refuse_faulty
 from worldkv.models.wan.model import WanModel, geometry_of
 from worldkv.models.wan.pictures import refuse_other_aspect
 from worldkv.models.wan.shape import TextShape
 from worldkv.rollout import ChunkRecord, rollout
+from worldkv.runs.encoding import encoded_image, encoded_prompt
 from worldkv.runs.folder import write_whole
 from worldkv.runs.memory import open_memory
 from worldkv.runs.memory_check import Probe, check_places, check_room, check_windows, chunk_bytes
@@ -44,6 +45,8 @@ from worldkv.session import Session, open_session
 from worldkv.writable import check_writable
 
 KEY_FRAME_EVERY = 8
+PROMPT, IMAGE_TOKENS = "prompt", "image_tokens"
+"""By these names a model takes what its encoder says."""
 Progress = Callable[[str, int, int], None]
 """(what is in work, steps done, steps in all)."""
 
@@ -78,8 +81,10 @@ def play(config: PlayConfig, *, progress: Progress, probe: Probe | None = None) 
     check_windows(config.memory, policy, policy.retrieved_chunks * stored)
     inputs = read_inputs(published, config.model.size, config.inputs)
     chunks = len(inputs.trajectory) // (settings.chunk_latent_frames * WanModel.video_frames_per_latent)
-    check_room(config.memory, _device(), stored * chunks if policy.remembers else 0, probe or Probe())
+    check_room(config.memory, model_device(), stored * chunks if policy.remembers else 0, probe or Probe())
     check_places(config.memory, "video", config.video)
+    if config.inputs.embeddings is None:
+        inputs.context.update(_encoded(published, config, inputs.context["image"], progress))
     progress("loading the weights", 0, 1)
     model = _open(published, config.model)
     started = time.perf_counter()
@@ -127,12 +132,13 @@ def _session(model: WanModel, memory: ChunkMemory, policy: MemoryPolicy, inputs:
     )
 
 
-def _device() -> torch.device:
+def model_device() -> torch.device:
+    """Where a model goes in this process."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _open(published: Published, wanted: PlayedModel) -> WanModel:
-    device = _device()
+    device = model_device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if wanted.folder is not None:
         return open_model(wanted.folder, published, device=device, dtype=dtype, quick_decoder=wanted.quick_decoder)
@@ -140,16 +146,28 @@ def _open(published: Published, wanted: PlayedModel) -> WanModel:
     return random_model(published, wanted.random_weights, size=wanted.size, device=device, dtype=dtype)
 
 
+def _encoded(published: Published, config: PlayConfig, image: Tensor, progress: Progress) -> dict[str, Tensor]:
+    """What the folder's encoder says of the prompt or image; all else in the folder is looked at before it reads."""
+    assert config.model.folder is not None, "the configuration was checked"
+    refuse_faulty(config.model.folder, published)
+    progress("encoding the prompt" if published.takes_prompts else "encoding the image", 0, 1)
+    if config.inputs.prompt is None:
+        return {IMAGE_TOKENS: encoded_image(config.model.folder, published, image, model_device())}
+    return {PROMPT: encoded_prompt(config.model.folder, published, config.inputs.prompt, model_device())}
+
+
 def read_inputs(published: Published, size: Size, wanted: PlayInputs) -> Inputs:
-    """Read and check what a rollout starts from.
+    """Read and check what a rollout starts from, but for what is yet to be encoded.
 
     Raises CheckpointError for a picture or tensor that is not what the model takes, and TrajectoryError.
     """
     path = _trajectory(published, size, wanted.trajectory)
     picture = read_image(wanted.image)
     refuse_other_aspect(picture.shape[:2], published.settings(size).picture, str(wanted.image))
-    name, tokens = _embeddings(published, size, wanted.embeddings)
-    return Inputs(path, {name: tokens, "image": picture, "unit": torch.tensor(longest_step(path))})
+    context = {"image": picture, "unit": torch.tensor(longest_step(path))}
+    if wanted.embeddings is not None:
+        context |= _embeddings(published, size, wanted.embeddings)
+    return Inputs(path, context)
 
 
 def _trajectory(published: Published, size: Size, wanted: str) -> Trajectory:
@@ -164,8 +182,8 @@ def _trajectory(published: Published, size: Size, wanted: str) -> Trajectory:
     return path
 
 
-def _embeddings(published: Published, size: Size, file: Path) -> tuple[str, Tensor]:
-    """The name by which the model takes them, and the tensor."""
+def _embeddings(published: Published, size: Size, file: Path) -> dict[str, Tensor]:
+    """The tensor of a file, by the name by which the model takes it."""
     tokens, shape = sole_tensor(file), published.shape(size).context
     most = shape.tokens if isinstance(shape, TextShape) else None
     if tokens.ndim != 2 or tokens.shape[1] != shape.width or (most is not None and len(tokens) > most):
@@ -173,7 +191,7 @@ def _embeddings(published: Published, size: Size, file: Path) -> tuple[str, Tens
             f"{file}: its tensor has shape {list(tokens.shape)}, {published.name} takes "
             f"[{'tokens' if most is None else f'1 to {most}'}, {shape.width}]"
         )
-    return "image_tokens" if most is None else "prompt", tokens
+    return {IMAGE_TOKENS if most is None else PROMPT: tokens}
 
 
 def read_trajectory(trajectory: str) -> Trajectory:

@@ -49,8 +49,10 @@ class PlayInputs(Section):
 
     image: Path
     """First picture, of the model's aspect ratio."""
-    embeddings: Path
-    """safetensors file of one tensor: the encoded prompt (LingBot), or the image as CLIP encodes it (Matrix-Game)."""
+    prompt: str | None = None
+    """What the world is like, for LingBot: the folder's text encoder reads it."""
+    embeddings: Path | None = None
+    """Instead of encoding: safetensors file of one tensor, the encoded prompt (LingBot) or image (Matrix-Game)."""
     trajectory: str
     """Folder with poses.npy and intrinsics.npy, or a notation such as R_L90_96."""
 
@@ -67,6 +69,19 @@ class PlayConfig(Section):
     """Of the noise."""
     video: Path
     """The mp4 to write; must not be there yet."""
+
+    @model_validator(mode="after")
+    def _told(self) -> PlayConfig:
+        inputs, takes_prompts = self.inputs, published()[self.model.name].takes_prompts
+        if inputs.prompt is not None and inputs.embeddings is not None:
+            raise ValueError("inputs: give either prompt or embeddings")
+        if inputs.prompt is not None and not takes_prompts:
+            raise ValueError(f"inputs.prompt: {self.model.name} takes no prompt, it is shown its first picture")
+        if inputs.prompt is None and inputs.embeddings is None and takes_prompts:
+            raise ValueError(f"inputs: give prompt or embeddings; {self.model.name} is told what its world is like")
+        if inputs.embeddings is None and self.model.folder is None:
+            raise ValueError("inputs.embeddings: random weights have no encoders, so give what they would say")
+        return self
 
     @field_validator("policy")
     @classmethod

@@ -90,11 +90,12 @@ def test_a_whole_folder_is_recognised_and_has_no_fault(tmp_path: Path, tiny):
     write_matrix_game(tmp_path, tiny[MATRIX])
     assert [model.name for model in found_in(tmp_path)] == [LINGBOT, MATRIX]
     for name in (LINGBOT, MATRIX):
-        transformer, vae, quick = check(tmp_path, named(name))
+        transformer, vae, quick, encoder = check(tmp_path, named(name))
         assert transformer.faults == vae.faults == ()
         assert transformer.tensors == len(weights(tiny[name]))
-        assert quick.optional
-        assert "no such file" in quick.faults[0]
+        for part in (quick, encoder):
+            assert part.optional
+            assert "no such file" in part.faults[0]
 
 
 def test_what_was_written_is_what_is_loaded(tmp_path: Path, tiny):

@@ -182,7 +182,7 @@ class TestRefusals:
             ("model.quick_decoder=true", "quick_decoder goes with folder"),
             ("model.name=lingbot", "must be one of lingbot-world-fast"),
             ("policy=worldkv/nothing=1", "'nothing=1' is not key=value"),
-            ("inputs.picture=a.png", "unknown key; allowed here are image, embeddings, trajectory"),
+            ("inputs.picture=a.png", "unknown key; allowed here are image, prompt, embeddings, trajectory"),
         ],
     )
     def test_a_configuration_that_cannot_be_meant(self, make, change: str, message: str):

@@ -9,9 +9,9 @@ from torch.nn import functional as fn
 
 pytest.importorskip("transformers", reason="the models extra is not installed")
 
-from worldkv.camera import PictureSize  # noqa: E402
-from worldkv.errors import CheckpointError  # noqa: E402
-from worldkv.models.encoders.picture import PictureShape, encode_picture, squeezed  # noqa: E402
+from worldkv.camera import PictureSize
+from worldkv.errors import CheckpointError
+from worldkv.models.encoders.picture import PictureShape, encode_picture, squeezed
 
 CPU = torch.device("cpu")
 SHAPE = PictureShape(width=24, mlp_width=40, heads=3, layers=3, side=28, piece=14)

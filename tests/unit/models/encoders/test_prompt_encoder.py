@@ -62,7 +62,9 @@ def written_out(stored: dict[str, Tensor], ids_T: Tensor) -> Tensor:
             if name.startswith(f"blocks.{layer}.")
         }
         normal = rms(x, w["norm1.weight"])
-        q, k, v = ((normal @ w[f"attn.{part}.weight"].T).view(len(x), SHAPE.heads, -1).transpose(0, 1) for part in "qkv")
+        q, k, v = (
+            (normal @ w[f"attn.{part}.weight"].T).view(len(x), SHAPE.heads, -1).transpose(0, 1) for part in "qkv"
+        )
         scores = q @ k.transpose(1, 2) + bias(w["pos_embedding.embedding.weight"], len(x))
         seen = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(x), -1)
         x = x + seen @ w["attn.o.weight"].T
