@@ -14,6 +14,7 @@ WorldKVError
 │ └ TransferLate                  not worth starting any more
 ├ TrajectoryError (ValueError)    the file or notation, and its fault
 ├ CheckpointError (ValueError)    file, tensor, expected and found shape
+├ FetchError (OSError)            repository, file, and why it did not come
 ├ DatasetError (ValueError)       path and fault
 ├ SnapshotError (ValueError)      what contradicts what in a scheduler's snapshot
 ├ TraceError (ValueError)         file, line and fault of a recorded trace
@@ -85,6 +86,10 @@ class TrajectoryError(WorldKVError, ValueError):
 
 class CheckpointError(WorldKVError, ValueError):
     """Weights that are missing, truncated or of another model."""
+
+
+class FetchError(WorldKVError, OSError):
+    """A file of a public repository that could not be had, or came as another one."""
 
 
 class DatasetError(WorldKVError, ValueError):

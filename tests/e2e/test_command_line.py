@@ -28,6 +28,7 @@ SMALL = ("--set", "trajectory.video_frames=24", "--set", "sampling.denoise_steps
 COMMANDS = (
     *((), ("rollout",), ("eval",), ("inspect",), ("trajectory",), ("trajectory", "make"), ("trajectory", "show")),
     *(("models",), ("models", "list"), ("models", "check"), ("models", "play")),
+    *(("models", "fetch"), ("models", "encode")),
 )
 Process = subprocess.CompletedProcess[str]
 

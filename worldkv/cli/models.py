@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from worldkv.models.published import PartReport
 
-app = typer.Typer(no_args_is_help=True, help="List the published models; check a folder of weights before using it.")
+app = typer.Typer(no_args_is_help=True, help="The published models: list, fetch, check, encode for, play.")
 
 MOST_FAULTS = 20
 BF16_BYTES = 2
@@ -63,6 +63,33 @@ def check_folder(
     if faults:
         raise CheckpointError(f"{path}: cannot be used ({len(faults)} faults): {faults[0]}")
     typer.echo("whole: every tensor is there, in the right shape")
+
+
+@app.command("fetch")
+def fetch_model(
+    model: Annotated[str, typer.Argument(help="As `worldkv models list` names it, or the repository it comes from.")],
+    into: Annotated[Path | None, typer.Option(help="Folder to fill. None: weights/ and the usual name.")] = None,
+    encoder: Annotated[bool, typer.Option(help="With what encodes prompts or pictures, up to 11 GB.")] = True,
+) -> None:
+    """Fetch what a model needs from the hub where it is published; goes on where an earlier call was cut off.
+
+    `worldkv models fetch matrix-game-2-universal`
+    """
+    from worldkv.cli.progress import bar
+    from worldkv.cli.stopping import stoppable
+    from worldkv.models.fetch import fetch, wanted_files
+    from worldkv.models.hub import HuggingFace
+    from worldkv.models.published import of_source
+
+    hub = HuggingFace()
+    for one in of_source(model):
+        root = into or Path("weights") / one.folder
+        wanted = wanted_files(one, root, hub, encoder=encoder)
+        typer.echo(f"{one.title} ({one.name}), {one.licence}: {len(wanted)} files")
+        with stoppable(f"what came lies in {root}; fetch again to go on"), bar(1) as progress:
+            nbytes = fetch(wanted, hub, progress=progress.step)
+            progress.advance()
+        typer.echo(f"whole    {root}: {nbytes / 2**30:.2f} GiB, every file as the hub has it")
 
 
 @app.command("encode")

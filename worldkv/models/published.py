@@ -67,6 +67,11 @@ class Published:
         return str(self.about["licence"])
 
     @property
+    def folder(self) -> str:
+        """Name of the folder in which its makers would have it."""
+        return str(self.about["folder"])
+
+    @property
     def prefix(self) -> str:
         """Before the name of each tensor."""
         return PREFIXES[self.about["family"]]
@@ -156,6 +161,16 @@ def named(name: str) -> Published:
     if name not in published():
         raise ConfigError(f"model {name!r}: must be one of {', '.join(published())}")
     return published()[name]
+
+
+def of_source(name: str) -> list[Published]:
+    """The model of that name, or those that come from a repository. Raises ConfigError where there is none."""
+    if "/" not in name:
+        return [named(name)]
+    sources = {model.about["source"]: None for model in published().values()}
+    if name not in sources:
+        raise ConfigError(f"repository {name!r}: must be one of {', '.join(sources)}, or give the name of a model")
+    return [model for model in published().values() if model.about["source"] == name]
 
 
 def found_in(root: Path) -> list[Published]:
