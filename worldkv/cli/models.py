@@ -103,13 +103,14 @@ def encode_input(
 
     `worldkv models encode weights/lingbot-world-base-cam --prompt "a red room" --out prompt.safetensors`
     """
+    import torch
     from safetensors.torch import save
 
     from worldkv.errors import ConfigError, OutputError
     from worldkv.models.published import found_in
     from worldkv.runs.encoding import encoded_image, encoded_prompt
     from worldkv.runs.folder import write_whole
-    from worldkv.runs.play import model_device, read_image
+    from worldkv.runs.play import read_image
 
     if (prompt is None) == (image is None):
         raise ConfigError("give either --prompt or --image")
@@ -119,7 +120,7 @@ def encode_input(
     if not fitting:
         held = ", ".join(one.name for one in found_in(folder))
         raise ConfigError(f"{folder}: holds {held}, which takes {'no prompt' if image is None else 'no encoded image'}")
-    device = model_device()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if prompt is not None:
         tokens = encoded_prompt(folder, fitting[0], prompt, device)
     else:

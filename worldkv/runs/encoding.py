@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,13 +17,37 @@ from worldkv.models.published import (
     TOKENIZER_FOLDER,
     Published,
     check_encoder,
+    refuse_faulty,
     refuse_too_large,
 )
 from worldkv.models.wan.pictures import refuse_other_aspect
 from worldkv.models.wan.shape import TextShape
+from worldkv.runs.play_config import PlayConfig
 
+Progress = Callable[[str, int, int], None]
+"""(what is in work, steps done, steps in all)."""
+PROMPT, IMAGE_TOKENS = "prompt", "image_tokens"
+"""By these names a model takes what its encoder says."""
 PUBLISHED_DTYPE = torch.bfloat16
 """Of the prompt encoder's file. In float32 it would fill 21 GiB."""
+
+
+def told(
+    published: Published, config: PlayConfig, image_HWC: Tensor, device: torch.device, progress: Progress
+) -> dict[str, Tensor]:
+    """What a rollout's model is told and no file says; nothing, where a file says it.
+
+    All else in the folder is looked at before its encoder is read: see `encoded_prompt` for what it raises.
+    """
+    root, prompt = config.model.folder, config.inputs.prompt
+    if config.inputs.embeddings is not None:
+        return {}
+    assert root is not None, "the configuration was checked"
+    refuse_faulty(root, published)
+    progress("encoding the image" if prompt is None else "encoding the prompt", 0, 1)
+    if prompt is None:
+        return {IMAGE_TOKENS: encoded_image(root, published, image_HWC, device)}
+    return {PROMPT: encoded_prompt(root, published, prompt, device)}
 
 
 def encoded_prompt(root: Path, published: Published, prompt: str, device: torch.device) -> Tensor:

@@ -31,12 +31,12 @@ from worldkv.memory.policy import MemoryPolicy, parse_policy
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.checkpoint import sole_tensor
 from worldkv.models.lingbot.camera import longest_step
-from worldkv.models.published import Published, Size, named, open_model, random_model, refuse_faulty
+from worldkv.models.published import Published, Size, named, open_model, random_model
 from worldkv.models.wan.model import WanModel, geometry_of
 from worldkv.models.wan.pictures import refuse_other_aspect
 from worldkv.models.wan.shape import TextShape
 from worldkv.rollout import ChunkRecord, rollout
-from worldkv.runs.encoding import encoded_image, encoded_prompt
+from worldkv.runs.encoding import IMAGE_TOKENS, PROMPT, told
 from worldkv.runs.folder import write_whole
 from worldkv.runs.memory import open_memory
 from worldkv.runs.memory_check import Probe, check_places, check_room, check_windows, chunk_bytes
@@ -45,8 +45,6 @@ from worldkv.session import Session, open_session
 from worldkv.writable import check_writable
 
 KEY_FRAME_EVERY = 8
-PROMPT, IMAGE_TOKENS = "prompt", "image_tokens"
-"""By these names a model takes what its encoder says."""
 Progress = Callable[[str, int, int], None]
 """(what is in work, steps done, steps in all)."""
 
@@ -81,10 +79,9 @@ def play(config: PlayConfig, *, progress: Progress, probe: Probe | None = None) 
     check_windows(config.memory, policy, policy.retrieved_chunks * stored)
     inputs = read_inputs(published, config.model.size, config.inputs)
     chunks = len(inputs.trajectory) // (settings.chunk_latent_frames * WanModel.video_frames_per_latent)
-    check_room(config.memory, model_device(), stored * chunks if policy.remembers else 0, probe or Probe())
+    check_room(config.memory, _device(), stored * chunks if policy.remembers else 0, probe or Probe())
     check_places(config.memory, "video", config.video)
-    if config.inputs.embeddings is None:
-        inputs.context.update(_encoded(published, config, inputs.context["image"], progress))
+    inputs.context.update(told(published, config, inputs.context["image"], _device(), progress))
     progress("loading the weights", 0, 1)
     model = _open(published, config.model)
     started = time.perf_counter()
@@ -132,28 +129,17 @@ def _session(model: WanModel, memory: ChunkMemory, policy: MemoryPolicy, inputs:
     )
 
 
-def model_device() -> torch.device:
-    """Where a model goes in this process."""
+def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _open(published: Published, wanted: PlayedModel) -> WanModel:
-    device = model_device()
+    device = _device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if wanted.folder is not None:
         return open_model(wanted.folder, published, device=device, dtype=dtype, quick_decoder=wanted.quick_decoder)
     assert wanted.random_weights is not None, "the configuration was checked"
     return random_model(published, wanted.random_weights, size=wanted.size, device=device, dtype=dtype)
-
-
-def _encoded(published: Published, config: PlayConfig, image: Tensor, progress: Progress) -> dict[str, Tensor]:
-    """What the folder's encoder says of the prompt or image; all else in the folder is looked at before it reads."""
-    assert config.model.folder is not None, "the configuration was checked"
-    refuse_faulty(config.model.folder, published)
-    progress("encoding the prompt" if published.takes_prompts else "encoding the image", 0, 1)
-    if config.inputs.prompt is None:
-        return {IMAGE_TOKENS: encoded_image(config.model.folder, published, image, model_device())}
-    return {PROMPT: encoded_prompt(config.model.folder, published, config.inputs.prompt, model_device())}
 
 
 def read_inputs(published: Published, size: Size, wanted: PlayInputs) -> Inputs:
