@@ -90,8 +90,7 @@ def play(config: PlayConfig, *, progress: Progress, probe: Probe | None = None) 
     check_video(config.video)
     prepared = prepare(config)
     check_memory(config, prepared, default_device(), probe or Probe())
-    context = prepared.inputs.context
-    context.update(told(prepared.published, config, context["image"], default_device(), progress))
+    tell(prepared, config, default_device(), progress)
     progress("loading the weights", 0, 1)
     model = load(config.model, default_device())
     started = time.perf_counter()
@@ -120,6 +119,12 @@ def check_memory(config: PlayConfig, prepared: Prepared, device: torch.device, p
     stored = prepared.stored_bytes * prepared.chunks if prepared.policy.remembers else 0
     check_room(config.memory, device, stored, probe)
     check_places(config.memory, "video", config.video)
+
+
+def tell(prepared: Prepared, config: PlayConfig, device: torch.device, progress: Progress) -> None:
+    """Have the folder's encoder say what no file says of the prompt or image, before the weights are read."""
+    context = prepared.inputs.context
+    context.update(told(prepared.published, config, context["image"], device, progress))
 
 
 def write_video(video: Path, frames_FHWC: Sequence[NDArray[np.uint8]], published: Published) -> None:
