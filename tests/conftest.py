@@ -26,7 +26,7 @@ if importlib.util.find_spec("hypothesis") is not None:
     settings.register_profile("worldkv", deadline=None, derandomize=True)
     settings.load_profile("worldkv")
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+REFERENCE = Path(os.environ.get("WORLDKV_REFERENCE", Path(__file__).resolve().parents[2] / "shared" / "reference"))
 
 
 @pytest.fixture(autouse=True)

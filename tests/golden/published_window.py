@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as fn
 
 from worldkv.memory.compression import Pruning, gather, kept_tokens
 from worldkv.window import rotary
@@ -57,13 +58,31 @@ class History:
         return gather(k, kept), gather(v, kept)
 
 
-def window(history: History, past: Sequence[tuple[Tensor, Tensor]], first_frame: int) -> AssembledWindow:
+class Blind(AssembledWindow):
+    """A window in which the current chunk is not: what is left of the published one where memory takes it all."""
+
+    def attend(self, layer: int, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor) -> Tensor:
+        """Attention over the past alone."""
+        q, k, v = rotary.rotate(q_BTHD, self._cos, self._sin), self._k[layer], self._v[layer]
+        q, k, v = (x.transpose(1, 2) for x in (q, k[:, : self._past], v[:, : self._past]))
+        return fn.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def sees_itself(mode: dict[str, Any], chunk: int) -> bool:
+    """Whether a mode's window has room for the current chunk; with retrieval, the recent part counts it."""
+    return mode["retrieved_source_start_frame_per_chunk"][chunk] is None or mode.get("recent_frames", 0) > 0
+
+
+def window(
+    history: History, past: Sequence[tuple[Tensor, Tensor]], first_frame: int, *, sees_itself: bool = True
+) -> AssembledWindow:
     """What the chunk at `first_frame` attends to, itself included; `past` holds rotated K and V of each part."""
     grid = history.grid
     cos, sin = grid.angles(first_frame, grid.chunk_frames)
     own = torch.empty(grid.layers, grid.chunk_frames * grid.rows * grid.columns, grid.heads, grid.head_dim)
     k, v = (torch.cat([*parts, own], dim=1)[:, None] for parts in ([k for k, _ in past], [v for _, v in past]))
-    return AssembledWindow(k, v, k.shape[2] - own.shape[1], cos[None], sin[None])
+    kind = AssembledWindow if sees_itself else Blind
+    return kind(k, v, k.shape[2] - own.shape[1], cos[None], sin[None])
 
 
 def past_of(history: History, mode: dict[str, Any], chunk: int) -> list[tuple[Tensor, Tensor]]:
@@ -74,7 +93,8 @@ def past_of(history: History, mode: dict[str, Any], chunk: int) -> list[tuple[Te
     if sources is not None:
         recent = mode.get("recent_frames", 0)
         retrieved = [retrieved_part(history, mode, chunk, place) for place in range(len(sources))]
-        return [history.frames(0, mode["sink_size"]), *retrieved, history.frames(stop - recent, first)]
+        start = min(first, max(mode["sink_size"], stop - recent))
+        return [history.frames(0, mode["sink_size"]), *retrieved, history.frames(start, first)]
     limit = mode["local_attn_size"]
     if limit == -1 or stop <= limit:
         return [history.frames(0, first)] if first else []

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from published_window import Grid, History, past_of, window
+from published_window import Grid, History, past_of, sees_itself, window
+from recorded import manifest
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,7 +40,8 @@ from worldkv.session import chunk_view, open_session
 
 ABSOLUTE = 1e-5
 EPOCH = "golden"
-ROWS = (0, 179, 358, 679)
+RUNS = {name.removeprefix("e2e/"): run for name, run in manifest("sampler").get("lingbot_e2e", {}).items()}
+"""Recorded loops of the published code, by name."""
 
 
 class Golden(NamedTuple):
@@ -70,7 +72,8 @@ def load_golden(folder: Path, runs: list[Path]) -> Golden:
     e2e: dict[str, Tensor] = {}
     for run in runs:
         e2e |= load_file(run)
-    trajectory = whole_chunks(inputs["poses_npy"].numpy(), inputs["intrinsics_npy"].numpy(), 3)
+    size = manifest["geometry"]["chunk_size"]
+    trajectory = whole_chunks(inputs["poses_npy"].numpy(), inputs["intrinsics_npy"].numpy(), size)
     return Golden(network.requires_grad_(False), inputs, e2e, manifest, trajectory)
 
 
@@ -118,16 +121,25 @@ def context_of(golden: Golden) -> dict[str, Tensor]:
     }
 
 
-def generate(golden: Golden, model: LingBotModel, mode: dict[str, Any], draws: Tensor) -> Tensor:
-    """Latents [C, F, H, W] of the chunks that have draws, in windows as the published code assembles them."""
+class Made(NamedTuple):
+    latents: Tensor
+    """[C, F, H, W]."""
+    flows: dict[tuple[int, int], Tensor]
+    """[C, F, H, W] of a chunk, by chunk and pass."""
+
+
+def generate(golden: Golden, model: LingBotModel, mode: dict[str, Any], draws: Tensor) -> Made:
+    """The chunks that have draws, in windows as the published code assembles them."""
     g = model.geometry
     history = History(Grid(g.chunk_latent_frames, g.layers, g.heads, g.rows, g.columns, g.head_dim))
-    size, out = g.chunk_latent_frames, []
+    size, out, flows = g.chunk_latent_frames, [], {}
+    passes = len(model.schedule.levels) + 1
+    hook = model.network.register_forward_hook(lambda *call: flows.update({divmod(len(flows), passes): call[2][0]}))
     state = model.open(chunk_view(golden.trajectory, 0, 4 * size), context_of(golden))
     for chunk in range(len(draws)):
         noises = [golden.e2e["draws_noise"][:, chunk * size : (chunk + 1) * size], *draws[chunk]]
         condition = model.condition([state], [chunk_view(golden.trajectory, chunk, 4 * size)])
-        view = window(history, past_of(history, mode, chunk), chunk * size)
+        view = window(history, past_of(history, mode, chunk), chunk * size, sees_itself=sees_itself(mode, chunk))
 
         def draw(step: int, noises=noises) -> Tensor:
             return noises[step].transpose(0, 1)[None]
@@ -137,27 +149,44 @@ def generate(golden: Golden, model: LingBotModel, mode: dict[str, Any], draws: T
         history.k.append(kv.k_LBTHD[:, 0])
         history.v.append(kv.v_LBTHD[:, 0])
         out.append(latents[0].transpose(0, 1))
-    return torch.cat(out, dim=1)
+    hook.remove()
+    return Made(torch.cat(out, dim=1), flows)
 
 
-RUNS = (
-    "full_shift10",
-    "full_shift5",
-    "sink3_recent6_shift10",
-    "retr6_shift10",
-    "retr6_rope_storepool_shift10",
-)
+def recorded_flows(golden: Golden, name: str, last: int) -> list[tuple[int, Tensor]]:
+    """(chunk, [pass, C, F, H, W]) of the chunks whose flows a run has recorded."""
+    keys = [key for key in golden.e2e if key.startswith(f"{name}/flow_pred")]
+    chunks = {"chunks0_1_last": (0, 1, last), "last_chunk": (last,)}
+    return [pair for key in keys for pair in zip(chunks[key.partition("flow_pred_")[2]], golden.e2e[key], strict=True)]
+
+
+def assert_flows(golden: Golden, name: str, made: Made, model: LingBotModel) -> int:
+    """Compare with all that is recorded; how many passes were."""
+    compared = 0
+    for chunk, expected in recorded_flows(golden, name, max(made.flows)[0]):
+        for step, flow in enumerate(expected):
+            torch.testing.assert_close(made.flows[chunk, step], flow, atol=ABSOLUTE, rtol=0)
+            compared += 1
+    told = [model.timestep(level) for level in (*model.schedule.levels, 0.0)]
+    assert told == golden.e2e[f"{name}/t"][:, 0].tolist()
+    return compared
+
+
+def mode_of(golden: Golden, name: str) -> dict[str, Any]:
+    """Which window a run has: that of the mode by whose name, and with whose options, it was recorded."""
+    run = RUNS[name]
+    mode = golden.manifest["modes"][name.rpartition("_shift")[0]]
+    return mode | {"retrieved_source_start_frame_per_chunk": run["src_frame_ids"]}
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_generation_matches(golden: Golden, sampler: dict[str, Any], name: str):
-    run = sampler["lingbot_e2e"][f"e2e/{name}"]
-    mode = golden.manifest["modes"][name.rpartition("_shift")[0]]
-    mode = mode | {"retrieved_source_start_frame_per_chunk": run["src_frame_ids"]}
-    options = run["generate_kwargs"]
-    model = model_of(golden, 3, options["timesteps_index"], options["shift"])
-    found = generate(golden, model, mode, golden.e2e["draws_renoise"])
-    torch.testing.assert_close(found, golden.e2e[f"{name}/latents"], atol=ABSOLUTE, rtol=0)
+def test_generation_matches(golden: Golden, name: str):
+    options = RUNS[name]["generate_kwargs"]
+    size = golden.manifest["geometry"]["chunk_size"]
+    model = model_of(golden, size, options["timesteps_index"], options["shift"])
+    made = generate(golden, model, mode_of(golden, name), golden.e2e["draws_renoise"])
+    torch.testing.assert_close(made.latents, golden.e2e[f"{name}/latents"], atol=ABSOLUTE, rtol=0)
+    assert_flows(golden, name, made, model)
 
 
 def test_generation_matches_with_chunks_and_window_of_lingbot_2(golden: Golden, sampler: dict[str, Any]):
@@ -165,22 +194,26 @@ def test_generation_matches_with_chunks_and_window_of_lingbot_2(golden: Golden, 
     mode = run | {"retrieved_source_start_frame_per_chunk": [None] * run["num_chunks"]}
     (key,) = (key for key in golden.e2e if key.startswith("chunk") and key.endswith("/latents"))
     model = model_of(golden, run["chunk_size"], run["timesteps_index"], run["shift"])
-    found = generate(golden, model, mode, golden.e2e[key.replace("latents", "draws_renoise")])
-    torch.testing.assert_close(found, golden.e2e[key], atol=ABSOLUTE, rtol=0)
+    made = generate(golden, model, mode, golden.e2e[key.replace("latents", "draws_renoise")])
+    torch.testing.assert_close(made.latents, golden.e2e[key], atol=ABSOLUTE, rtol=0)
+    assert assert_flows(golden, key.partition("/")[0], made, model) > 0
 
 
-FULL = MemoryPolicy("full", sink_chunks=0, recent_chunks=None, positions="original")
+def policy_of(options: dict[str, Any]) -> MemoryPolicy | None:
+    """The policy that rolls out as a run was recorded; None where memory chooses otherwise than was published."""
+    if options.get("full_kv"):
+        return MemoryPolicy("full", sink_chunks=0, recent_chunks=None, positions="original")
+    if options.get("use_retrieval") or options.get("sliding_window"):
+        return None
+    return MemoryPolicy("window", sink_chunks=1, recent_chunks=1, positions="original")
 
 
-@pytest.mark.parametrize(
-    ("name", "policy"),
-    [
-        ("full_shift10", FULL),
-        ("sink3_recent6_shift10", MemoryPolicy("sink3", sink_chunks=1, recent_chunks=1, positions="original")),
-    ],
-)
-def test_rollout_runs_it_unchanged(golden: Golden, name: str, policy: MemoryPolicy, monkeypatch: pytest.MonkeyPatch):
-    model = model_of(golden, 3, ROWS, 10.0, NoPictures())
+@pytest.mark.parametrize("name", [name for name, run in RUNS.items() if policy_of(run["generate_kwargs"])])
+def test_rollout_runs_it_unchanged(golden: Golden, name: str, monkeypatch: pytest.MonkeyPatch):
+    options, size = RUNS[name]["generate_kwargs"], golden.manifest["geometry"]["chunk_size"]
+    model = model_of(golden, size, options["timesteps_index"], options["shift"], NoPictures())
+    policy = policy_of(options)
+    assert policy is not None
     found = roll_out(golden, model, policy, golden.e2e["draws_renoise"], monkeypatch)
     torch.testing.assert_close(found, golden.e2e[f"{name}/latents"], atol=ABSOLUTE, rtol=0)
 

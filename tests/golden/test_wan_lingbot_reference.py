@@ -7,32 +7,22 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
-from published_window import Grid, History, past_of, window
+from published_window import Grid, History, past_of, sees_itself, window
+from recorded import manifest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from worldkv.memory.retrieval import candidates, pose_distance, select
 from worldkv.models.wan.layers import Condition
 from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.official import shape_of
 
 ABSOLUTE = 2e-5
 PASSES = ("noise", "x1", "clean")
-MODES = (
-    "full",
-    "fifo",
-    "sink3_recent6",
-    "retr6",
-    "retr6_rope",
-    "retr6_storepool",
-    "retr6_rope_storepool",
-    "retr6_storeframe",
-    "retr6_rope_storeframe",
-    "retr18_rope_short",
-    "retr6_runtime",
-    "retr6_rope_runtime_rotate",
-)
+MODES = tuple(manifest("lingbot_dit").get("modes", ()))
 
 
 class Case(NamedTuple):
@@ -67,7 +57,7 @@ def play(case: Case, mode: dict[str, Any], chunks: int) -> tuple[Tensor, History
         condition = Condition(
             inputs["y"][None, :, part], context, case.network.camera(inputs["cond"][:, :, part].float())
         )
-        view = window(history, past_of(history, mode, chunk), chunk * size)
+        view = window(history, past_of(history, mode, chunk), chunk * size, sees_itself=sees_itself(mode, chunk))
         own: list[tuple[Tensor, Tensor]] = []
 
         def attend(layer, q, k, v, view=view, own=own):
@@ -91,6 +81,18 @@ def test_outputs_match_in_every_cache_mode(case: Case, name: str):
     stored = mode["outputs_stored"]
     found = found[stored["first_chunk"] :, stored["passes"]]
     torch.testing.assert_close(found, expected, atol=ABSOLUTE, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in MODES if "retr" in name])
+def test_the_published_ranking_finds_the_recorded_chunks(case: Case, name: str):
+    mode, size = case.manifest["modes"][name], case.manifest["geometry"]["chunk_size"]
+    c2w_NF44 = case.inputs["c2ws_infer"].numpy().reshape(-1, size, 4, 4)
+    recent = max(1, mode["recent_frames"] // size) - 1
+    for chunk, expected in enumerate(mode["retrieved_source_start_frame_per_chunk"]):
+        ids = candidates(chunk, -(-mode["sink_size"] // size), recent, parity=True)
+        distance_N = pose_distance(c2w_NF44[ids], c2w_NF44[chunk], parity=True) if ids else np.zeros(0)
+        found = select(distance_N, ids, mode["generate_kwargs"]["retrieval_frames"] // size)
+        assert [size * int(one) for one in found] == (expected or []), f"chunk {chunk}"
 
 
 def test_outputs_match_with_the_window_of_lingbot_2(case: Case):
