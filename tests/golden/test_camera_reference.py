@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from worldkv.camera import (
     LINGBOT_MOVE_COLUMNS,
     LINGBOT_SIZE,
+    Motion,
     Pace,
     PictureSize,
     check_poses,
@@ -108,7 +109,8 @@ def test_key_arrays_round_trip(golden):
 def test_published_trajectories_match(reference):
     golden = load_file(reference / "worldkv_ops" / "trajectories.safetensors")
     for case in json.loads((reference / "worldkv_ops" / "retrieval.json").read_text()):
-        trajectory = trajectory_from_notation(case["name"], pace=Pace(hold_frames=_holds(case)))
+        motion = Motion(distance_per_frame=case["translation_distance"] / Pace().move_frames)
+        trajectory = trajectory_from_notation(case["name"], pace=Pace(motion, hold_frames=_holds(case)))
         assert_close(trajectory.c2w_F44, golden[f"{case['name']}/poses"])
         times = latent_frame_times(len(trajectory))
         assert len(times) == case["latent_frames"]

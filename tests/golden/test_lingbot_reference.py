@@ -260,8 +260,9 @@ def test_camera_maps_of_chunks_match_the_clip(reference: Path, control: str):
     tensors = load_file(reference / "camera" / "camera.safetensors")
     config = json.loads((reference / "camera" / "manifest.json").read_text())["config"]
     poses, intrinsics, keys = (tensors[f"{name}_npy"].numpy() for name in ("poses", "intrinsics", "action"))
-    actions = from_key_columns(keys, LINGBOT_MOVE_COLUMNS, "action")
-    trajectory = whole_chunks(poses, intrinsics, config["chunk_size"], actions)
+    used = config["frame_num_arg"]
+    actions = from_key_columns(keys, LINGBOT_MOVE_COLUMNS, "action")[:used]
+    trajectory = whole_chunks(poses[:used], intrinsics, config["chunk_size"], actions)
     unit, first, before, maps = longest_step(trajectory), latent_poses(trajectory.c2w_F44)[0], None, []
     for chunk in range(len(trajectory) // (4 * config["chunk_size"])):
         view = chunk_view(trajectory, chunk, 4 * config["chunk_size"])
