@@ -22,7 +22,7 @@ from worldkv.models.published import (
 )
 from worldkv.models.wan.pictures import refuse_other_aspect
 from worldkv.models.wan.shape import TextShape
-from worldkv.runs.play_config import PlayConfig
+from worldkv.runs.play_config import PlayConfig, PlayedModel
 
 Progress = Callable[[str, int, int], None]
 """(what is in work, steps done, steps in all)."""
@@ -37,17 +37,29 @@ def told(
 ) -> dict[str, Tensor]:
     """What a rollout's model is told and no file says; nothing, where a file says it.
 
-    All else in the folder is looked at before its encoder is read: see `encoded_prompt` for what it raises.
+    All else in the folder is looked at before its encoder is read: see `encoded_prompt` for what it raises. Random
+    weights have no folder, and are told noise.
     """
     root, prompt = config.model.folder, config.inputs.prompt
     if config.inputs.embeddings is not None:
         return {}
-    assert root is not None, "the configuration was checked"
+    if root is None:
+        return _noise(published, config.model)
     refuse_faulty(root, published)
     progress("encoding the image" if prompt is None else "encoding the prompt", 0, 1)
     if prompt is None:
         return {IMAGE_TOKENS: encoded_image(root, published, image_HWC, device)}
     return {PROMPT: encoded_prompt(root, published, prompt, device)}
+
+
+def _noise(published: Published, model: PlayedModel) -> dict[str, Tensor]:
+    """As much as an encoder would say."""
+    assert model.random_weights is not None, "the configuration was checked"
+    context = published.shape(model.size).context
+    draw = torch.Generator().manual_seed(model.random_weights)
+    if isinstance(context, TextShape):
+        return {PROMPT: torch.randn(context.tokens, context.width, generator=draw)}
+    return {IMAGE_TOKENS: torch.randn(published.picture_shape().tokens, context.width, generator=draw)}
 
 
 def encoded_prompt(root: Path, published: Published, prompt: str, device: torch.device) -> Tensor:

@@ -65,7 +65,7 @@ class PlayInputs(Section):
     image: Path
     """First picture, of the model's aspect ratio."""
     prompt: str | None = None
-    """What the world is like, for LingBot: the folder's text encoder reads it."""
+    """What the world is like, for LingBot: the folder's text encoder reads it; random weights are told noise."""
     embeddings: Path | None = None
     """Instead of encoding: safetensors file of one tensor, the encoded prompt (LingBot) or image (Matrix-Game)."""
     trajectory: str
@@ -95,8 +95,6 @@ class PlayConfig(Section):
             raise ValueError(f"inputs.prompt: {self.model.name} takes no prompt, it is shown its first picture")
         if inputs.prompt is None and inputs.embeddings is None and takes_prompts:
             raise ValueError(f"inputs: give prompt or embeddings; {self.model.name} is told what its world is like")
-        if inputs.embeddings is None and self.model.folder is None:
-            raise ValueError("inputs.embeddings: random weights have no encoders, so give what they would say")
         return self
 
     @field_validator("policy")

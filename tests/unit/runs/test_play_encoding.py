@@ -146,12 +146,17 @@ def test_a_picture_is_encoded_as_its_file_would_say(root: Path, image: Path, mak
         (LINGBOT, (), "give prompt or embeddings; lingbot-world-fast is told what its world is like"),
         (LINGBOT, ("inputs.prompt=a", "inputs.embeddings=b"), "give either prompt or embeddings"),
         (MATRIX, ("inputs.prompt=a",), "matrix-game-2-universal takes no prompt"),
-        (MATRIX, ("model.folder=null", "model.random_weights=1"), "random weights have no encoders"),
     ],
 )
 def test_what_a_model_cannot_be_told_is_refused(make, name: str, changes: tuple[str, ...], message: str):
     with pytest.raises(ConfigError, match=message):
         make(name, "none", *changes)
+
+
+@pytest.mark.parametrize(("name", "change"), [(LINGBOT, "inputs.prompt=a room"), (MATRIX, "seed=0")])
+def test_random_weights_are_told_noise(make, name: str, change: str):
+    config = make(name, "noise", change, "model.folder=null", "model.random_weights=1", "model.size=tiny")
+    assert play.play(config, progress=silent).chunks == 2
 
 
 class TestNothingIsReadBefore:
