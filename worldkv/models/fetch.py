@@ -91,7 +91,7 @@ def wanted_files(model: Published, root: Path, hub: Hub, *, encoder: bool = True
             listed[repository] = hub.files(repository)
         commit, held = listed[repository]
         for pattern in (*source["files"], *source.get("if_there", ())):
-            found = [file for file in held if fnmatchcase(file.name, pattern)]
+            found = [file for file in held if _matches(file.name, pattern)]
             if not found and pattern in source["files"]:
                 raise FetchError(f"{repository} at {commit}: has no file {pattern}, which {model.name} needs")
             for file in found:
@@ -127,6 +127,12 @@ def fetch(wanted: Sequence[Wanted], hub: Hub, *, progress: Progress) -> int:
     for folder in {one.folder for one in wanted}:
         shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
     return total
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Part by part, so that * stands for nothing in another folder, and no name leads out of its own."""
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and ".." not in parts and all(map(fnmatchcase, parts, patterns))
 
 
 def _bring(one: Wanted, hub: Hub, told: Callable[[int], None]) -> None:

@@ -16,10 +16,14 @@ from worldkv.models.published import named, of_source, published
 FAST, BASE, SECOND = "robbyant/lingbot-world-fast", "robbyant/lingbot-world-base-cam", "lingbot-world-2"
 MATRIX = "Skywork/Matrix-Game-2.0"
 CONTENTS = {
-    FAST: ("README.md", "a.safetensors.index.json", "a-1.safetensors", "a-2.safetensors", "assets/x.png"),
+    FAST: (
+        *("README.md", "a.safetensors.index.json", "a-1.safetensors", "a-2.safetensors", "assets/x.png"),
+        *("older/a-1.safetensors", "/a.safetensors", "../a.safetensors"),
+    ),
     BASE: (
         *("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/tokenizer.json"),
         *("google/umt5-xxl/spiece.model", "high_noise_model/a.safetensors", "low_noise_model/a.safetensors"),
+        "google/umt5-xxl/..",
     ),
     MATRIX: (
         *("Wan2.1_VAE.pth", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "base_model/m.safetensors"),
