@@ -33,7 +33,7 @@ from worldkv.models.ranks import ALONE, Ranks, joint_epoch
 from worldkv.models.wan.model import WanModel, WanSettings
 from worldkv.models.wan.network import WanNetwork
 from worldkv.models.wan.official import CAMERA_CHANNELS, shape_of
-from worldkv.models.wan.pictures import Pictures
+from worldkv.models.wan.pictures import Pictures, Resampling
 from worldkv.models.wan.random_weights import randomise
 from worldkv.models.wan.shape import WanShape
 from worldkv.models.wan.tiny_vae import TinyVAE, TinyVAEShape
@@ -115,6 +115,11 @@ class Published:
     def vae_shape(self, size: Size = "full") -> VAEShape:
         """Sizes of its autoencoder."""
         return VAEShape(width=self.about["vae_width" if size == "full" else "tiny_vae_width"])
+
+    @property
+    def resampling(self) -> Resampling:
+        """How its first picture is brought to size."""
+        return "bicubic" if self.about["family"] == "lingbot" else "bilinear"
 
     @property
     def takes_prompts(self) -> bool:
@@ -278,7 +283,7 @@ def open_model(
     if quick is not None:
         checkpoint.load(quick, [root / QUICK_DECODER_FILE], device=device, dtype=_picture_dtype(device))
     epoch = joint_epoch(ranks, epoch, device)
-    return model.model(network, "full", epoch, Pictures(vae, model.settings().picture, quick))
+    return model.model(network, "full", epoch, _pictures(model, "full", vae, quick))
 
 
 def refuse_faulty(root: Path, model: Published, wanted: Set[str] = frozenset()) -> None:
@@ -317,7 +322,11 @@ def random_model(
     vae.to_empty(device=device).requires_grad_(False).eval()
     randomise(vae, seed)
     epoch = joint_epoch(ranks, f"{model.name}-{size}-{randomise(network, seed)}", device)
-    return model.model(network, size, epoch, Pictures(vae, model.settings(size).picture))
+    return model.model(network, size, epoch, _pictures(model, size, vae))
+
+
+def _pictures(model: Published, size: Size, vae: WanVAE, quick: TinyVAE | None = None) -> Pictures:
+    return Pictures(vae, model.settings(size).picture, quick, resampling=model.resampling)
 
 
 def _picture_dtype(device: torch.device) -> torch.dtype:

@@ -20,6 +20,7 @@ from torch.nn import functional as fn
 from worldkv.camera import PictureSize
 from worldkv.models.checkpoint import load_renamed
 from worldkv.models.encoders.library import library
+from worldkv.models.wan.pictures import scaled
 
 PURPOSE = "encoding a picture"
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -110,8 +111,8 @@ def encode_picture(
 
 def squeezed(image_HWC: Tensor, size: PictureSize, side: int) -> Tensor:
     """The picture [1, C, side, side] float32 as CLIP takes it."""
-    scaled = fn.interpolate(image_HWC.permute(2, 0, 1)[None].float() / LARGEST, tuple(size), mode="bicubic")
-    square = fn.interpolate(scaled, (side, side), mode="bicubic")
+    picture_CHW = scaled(image_HWC, size, "bilinear") / LARGEST
+    square = fn.interpolate(picture_CHW[None], (side, side), mode="bicubic")
     mean, deviation = (torch.tensor(one, device=square.device)[:, None, None] for one in (MEAN, DEVIATION))
     return (square - mean) / deviation
 

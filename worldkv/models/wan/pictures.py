@@ -9,6 +9,7 @@ Shapes: F frames (video or latent, as the docstring says), C channels, H rows, W
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ ENCODER, DECODER, PENDING = "encoder/", "decoder/", "pending_frames"
 IMAGE_REACH = 30
 """Latent frames of an image followed by nothing: the encoder looks back so far that the last of them no longer sees
 the image, and all later ones are like it."""
+Resampling = Literal["bicubic", "bilinear"]
+"""How a first picture is brought to size: LingBot's code scales its numbers; Matrix-Game-2.0's scales the picture, and
+smooths what it makes smaller."""
 ASPECT_TOLERANCE = 0.01
 HALF = 127.5
 """A uint8 picture p is p / HALF - 1 to the VAE."""
@@ -33,8 +37,10 @@ HALF = 127.5
 class Pictures:
     """Both directions of one picture size; decodes with `quick` where it is given."""
 
-    def __init__(self, vae: WanVAE, size: PictureSize, quick: TinyVAE | None = None) -> None:
-        self.vae, self.size, self.quick = vae, size, quick
+    def __init__(
+        self, vae: WanVAE, size: PictureSize, quick: TinyVAE | None = None, *, resampling: Resampling = "bicubic"
+    ) -> None:
+        self.vae, self.size, self.quick, self.resampling = vae, size, quick, resampling
 
     def image_latents(self, image_HWC: Tensor) -> Tensor:
         """Latents [C, IMAGE_REACH, H', W'] of a clip that starts with a uint8 image and has nothing after it.
@@ -42,7 +48,8 @@ class Pictures:
         Raises ModelError for an image of another aspect ratio.
         """
         refuse_other_aspect(image_HWC.shape[:2], self.size, "the image")
-        image_C1HW = fn.interpolate(self._signed(image_HWC[None]), tuple(self.size), mode="bicubic")
+        device = self.vae.conv2.weight.device
+        image_C1HW = (scaled(image_HWC.to(device), self.size, self.resampling) / HALF - 1)[:, None]
         frames = (IMAGE_REACH - 1) * self.vae.shape.video_frames
         nothing = image_C1HW.new_zeros(len(image_C1HW), frames, *self.size)
         return self.vae.encode(torch.cat([image_C1HW, nothing], dim=1)[None], {})[0]
@@ -80,6 +87,14 @@ class Pictures:
         """[3, F, H, W] in [-1, 1], on the VAE's device."""
         device = self.vae.conv2.weight.device
         return frames_FHWC.to(device).permute(3, 0, 1, 2).float() / HALF - 1
+
+
+def scaled(image_HWC: Tensor, size: PictureSize, resampling: Resampling) -> Tensor:
+    """A uint8 picture at another size, [3, H, W] float32 between 0 and 255, where bicubic numbers may lie outside."""
+    image_1CHW = image_HWC.permute(2, 0, 1)[None].float()
+    if resampling == "bicubic":
+        return fn.interpolate(image_1CHW, tuple(size), mode="bicubic")[0]
+    return fn.interpolate(image_1CHW, tuple(size), mode="bilinear", antialias=True)[0].round()
 
 
 def refuse_other_aspect(found: Sequence[int], size: PictureSize, source: str) -> None:

@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from worldkv.camera import PictureSize
 from worldkv.models.base import ModelState
-from worldkv.models.wan.pictures import IMAGE_REACH, Pictures
+from worldkv.models.wan.pictures import IMAGE_REACH, Pictures, scaled
 from worldkv.models.wan.random_weights import randomise
 from worldkv.models.wan.tiny_vae import TinyVAE, TinyVAEShape
 from worldkv.models.wan.vae import VAEShape, WanVAE
@@ -29,6 +31,15 @@ def test_an_image_is_forgotten_after_its_reach_and_not_before(vae: WanVAE):
     still = expected[:, IMAGE_REACH - 1 :]
     assert torch.equal(still, still[:, :1].expand_as(still))
     assert not torch.equal(expected[:, IMAGE_REACH - 2], expected[:, IMAGE_REACH - 1])
+
+
+@pytest.mark.parametrize("found", [(40, 60), (16, 24), (9, 13)])
+def test_a_picture_is_scaled_as_pillow_scales_it(found: tuple[int, int]):
+    image = torch.randint(0, 256, (*found, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pillow = Image.fromarray(image.numpy()).resize((SIZE.width, SIZE.height), Image.Resampling.BILINEAR)
+    expected = torch.from_numpy(np.array(pillow)).permute(2, 0, 1).float()
+    assert (scaled(image, SIZE, "bilinear") - expected).abs().max() <= 1
+    assert found == tuple(SIZE) or not torch.equal(scaled(image, SIZE, "bicubic").round(), expected)
 
 
 def test_shown_frames_come_back_as_they_were_cut_into_chunks(vae: WanVAE):
