@@ -33,6 +33,7 @@ from worldkv.memory.encoded import Encoded
 from worldkv.memory.policy import PRESETS
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.base import ModelState
+from worldkv.models.ranks import ALONE
 from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import Scene
 from worldkv.runs.memory import open_memory
@@ -49,6 +50,7 @@ MODEL = SimpleNamespace(
     geometry=GEOMETRY,
     video_frames_per_latent=1,
     device=torch.device("cpu"),
+    ranks=ALONE,
     open=lambda view, context: ModelState(),
 )
 # Full within the first tenth, so that all tenths have the same to do.

@@ -32,9 +32,9 @@ from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
 from worldkv.memory.format import digests_of
 from worldkv.memory.fragments import PIN_PIECE_BYTES
-from worldkv.memory.lane import Copy, Direction, Mark
 from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.store import ChunkMemory
+from worldkv.memory.ticket import Copy, Direction, Mark
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.tiers.slab import SlabTier
@@ -172,7 +172,7 @@ def measure_rates(bench: Bench, hashers: Executor) -> tuple[list[Row], float]:
 class FreeLink:
     """Copies nothing and takes no time; also the end of each of its copies."""
 
-    def copy(self, destination_N: Tensor, source_N: Tensor, after: tuple[Mark, ...]) -> Mark:
+    def copy(self, destinations: Sequence[Tensor], sources: Sequence[Tensor], after: Sequence[Mark]) -> Mark:
         """See `Link.copy`."""
         return self
 

@@ -16,9 +16,9 @@ from worldkv.memory.chunk import make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
 from worldkv.memory.fragments import PIN_PIECE_BYTES
-from worldkv.memory.lane import Copy
 from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.store import ChunkMemory
+from worldkv.memory.ticket import Copy
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.transfer import TransferEngine, fence

@@ -24,7 +24,7 @@ from worldkv.memory.codec import Codec
 from worldkv.memory.encoded import Encoded
 from worldkv.memory.format import digests_of
 from worldkv.memory.fragments import layer_runs
-from worldkv.memory.lane import Copy, Ticket
+from worldkv.memory.ticket import Copy, Ticket
 from worldkv.memory.tiers.slab import Reservation, SlabTier
 from worldkv.memory.transfer import TransferEngine
 

@@ -91,7 +91,7 @@ def test_asked_again_a_transfer_gives_the_same_chunk(crossing, new_chunk):
 
 
 def test_a_transfer_that_failed_refers_to_no_memory(crossing, new_chunk, monkeypatch):
-    def broken(link, destination_N, source_N, after):
+    def broken(link, destinations, sources, after):
         raise RuntimeError("the link is broken")
 
     monkeypatch.setattr(PlainLink, "copy", broken)
@@ -110,8 +110,8 @@ def test_a_transfer_that_failed_refers_to_no_memory(crossing, new_chunk, monkeyp
 class Lazy:
     """A link, and the end of its last copy, which lands when somebody waits for it to be over."""
 
-    def copy(self, destination_N, source_N, after):
-        destination_N.copy_(source_N)
+    def copy(self, destinations, sources, after):
+        PlainLink().copy(destinations, sources, after)
         return self
 
     def done(self):

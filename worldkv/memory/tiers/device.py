@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worldkv.errors import ConfigError
-from worldkv.memory.lane import Mark
+from worldkv.memory.ticket import Mark
 from worldkv.memory.tiers.extents import Extent
 from worldkv.memory.tiers.slab import GRAIN_BYTES, HostSlab, SlabTier, slide
 from worldkv.memory.transfer import fence
