@@ -30,7 +30,7 @@ from torch import Tensor
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
-from worldkv.memory.format import digests_of
+from worldkv.memory.digests import digests_of
 from worldkv.memory.fragments import PIN_PIECE_BYTES
 from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.store import ChunkMemory

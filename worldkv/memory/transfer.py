@@ -7,7 +7,8 @@ the same threads. Encoded payloads only: quantised before the copy down, and unt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -115,18 +116,31 @@ def fence(device: torch.device) -> Mark | None:
     return _EventMark(torch.cuda.current_stream(device).record_event(_event()))
 
 
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Meanwhile the current stream is one of its own: it waits for nothing that is enqueued but what it is told to.
+
+    Its short kernels go before those of other streams, for somebody waits for them.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.Stream(device, priority=-1)):  # type: ignore[no-untyped-call]  # torch's
+        yield
+
+
 class Staging:
     """Host memory for one payload that is between two places; pinned where there is a GPU. Grows to the largest."""
 
     def __init__(self) -> None:
         self._memory_N = torch.empty(0, dtype=torch.uint8)
 
-    def hold(self, payload_LN: Tensor) -> Tensor:
-        """A copy of the payload, good until the next one. Fresh memory for each would cost more than the copy."""
+    def room(self, payload_LN: Tensor) -> Tensor:
+        """Room for such a payload, good until the next one. Fresh memory for each would cost more than a copy."""
         if self._memory_N.nbytes < payload_LN.nbytes:
             pinned = torch.cuda.is_available()
             self._memory_N = torch.empty(payload_LN.nbytes, dtype=torch.uint8, pin_memory=pinned)
-        return self._memory_N[: payload_LN.nbytes].view(payload_LN.shape).copy_(payload_LN)
+        return self._memory_N[: payload_LN.nbytes].view(payload_LN.shape)
 
 
 class PlainLink:
