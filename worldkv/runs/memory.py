@@ -86,7 +86,7 @@ def _open(config: TierConfig, device: torch.device) -> Tier:
     if config.name == "node":
         raise ConfigError("tier node: there is one only in a cluster; leave it out, or run in one")
     if config.folder is not None:
-        return DiskTier.open(config.name, config.folder, capacity_bytes)
+        return DiskTier.open(config.name, config.folder, capacity_bytes, keeps=config.keeps)
     if config.url is not None:
         return open_durable_tier(config.name, config.url, capacity_bytes)
     if device.type != "cuda":
