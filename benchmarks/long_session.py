@@ -37,6 +37,7 @@ from worldkv.models.ranks import ALONE
 from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import Scene
 from worldkv.runs.memory import open_memory
+from worldkv.runs.settled import settled
 from worldkv.session import Session, open_session
 
 CHUNKS, HOURS, FORKS, TENTHS = 40_000, 8, 64, 10
@@ -254,8 +255,9 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="long_session_", dir=options.folder))
     try:
         session = new_session(root / "disk", options.chunks, options.chunks / CHUNKS)
-        played = play(session, root / "disk", options.chunks)
-        forks = fork(session)
+        with settled():  # as `worldkv rollout` runs its sessions
+            played = play(session, root / "disk", options.chunks)
+            forks = fork(session)
         session.memory.close()
     finally:
         shutil.rmtree(root)

@@ -6,6 +6,7 @@ the same threads. Encoded payloads only: quantised before the copy down, and unt
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -125,8 +126,14 @@ def side_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with torch.cuda.stream(torch.cuda.Stream(device, priority=-1)):  # type: ignore[no-untyped-call]  # torch's
+    with torch.cuda.stream(_side_stream(device)):
         yield
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One for all: torch keeps freed memory for each stream apart.
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # torch's
 
 
 class Staging:
