@@ -20,6 +20,7 @@ from torch import Tensor
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
+from worldkv.memory.digests import digests_of
 from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.ticket import Copy, Direction
@@ -52,6 +53,10 @@ def measure_crossing(bench: Bench, hashers: Executor) -> tuple[list[Row], dict[s
         del chunk
         there = bench.crossing(on_device, on_host, hashers).device_digests
         ways = {"host": False, "device": True} if there else {"host": False}
+        if there:
+            moves = {"digests by the device, no copy": _digested(bench, on_device, ids)}
+            rates = bench.turns({"plain copy": plain_copy(bench, DIRECTIONS[:1]), **moves})
+            rows += [row_of(what, "there", slot // MIB, rates[what], rates["plain copy"]) for what in moves]
         for direction in DIRECTIONS:
             moves = {"chunks, bare": _bare(bench, on_device, on_host, direction)}
             for where, device_digests in ways.items():
@@ -62,6 +67,19 @@ def measure_crossing(bench: Bench, hashers: Executor) -> tuple[list[Row], dict[s
                 rows.append(row_of(what, direction, slot // MIB, rates[what], rates["plain copy"]))
                 costs[f"{what}, {direction}"] = ratio_of(rates["chunks, bare"], rates[what]) - 1
     return rows, {what: cost for what, cost in costs.items() if "bare" not in what}
+
+
+def _digested(bench: Bench, on_device: DeviceTier, ids: Sequence[str]) -> Move:
+    slot = on_device.capacity_bytes // (2 * WINDOW)
+    rounds = max(1, bench.total_bytes // (WINDOW * slot))
+
+    def move() -> int:
+        for _ in range(rounds):
+            for chunk_id in ids:
+                digests_of(on_device.get(chunk_id).encoded.payload_LN)
+        return rounds * WINDOW * slot
+
+    return move
 
 
 def _bare(bench: Bench, on_device: DeviceTier, on_host: HostTier, direction: Direction) -> Move:

@@ -38,7 +38,7 @@ Found = Callable[[], tuple[bytes, ...]]
 """Waits for digests, one for each layer of a run."""
 Digests = list[tuple[range, Found]]
 
-# More than so many read memory no faster.
+# As many as were measured (benchmarks/transfer_h100_202611.md); at most half of the cores.
 MOST_HASHERS = 8
 # A device computes digests of so many bytes at a time: long beside the calls that it takes, short beside a long chunk,
 # whose first layers are verified while later ones still move.
@@ -89,7 +89,7 @@ class Crossing:
         return self._descend(codec.encode(*kv), label, deadline)
 
     def down_again(self, chunk_id: str, *, deadline: float = math.inf) -> Descent:
-        """Start copying a chunk of the device tier down; it stays there too, and its digests are checked on the host.
+        """Start copying a chunk of the device tier down; it stays there too, and must be what it was.
 
         Waits while the engine's queue is full. Raises ChunkNotFound, and CapacityError where the host has no room.
         """
@@ -136,9 +136,7 @@ class Crossing:
             digests = _there(encoded.payload_LN, lambda run: None if made is None else made.hold_stream())
         return Descent(self.host, label, encoded, room, digests, self.engine.submit(copy))
 
-    def _hash(
-        self, payload_LN: Tensor, layers: range, room_LN: Tensor | None = None
-    ) -> Callable[[], tuple[bytes, ...]]:
+    def _hash(self, payload_LN: Tensor, layers: range, room_LN: Tensor | None = None) -> Found:
         """Digests of the layers; with `room_LN` of their copy, which is then made there first."""
         # Taken out of a list, as an executor refers to what it was given for a while after the result is there.
         parts = [x[layers.start : layers.stop] for x in (payload_LN, room_LN) if x is not None]
@@ -148,7 +146,7 @@ class Crossing:
 def _digests_of_the_last(parts: list[Tensor]) -> tuple[bytes, ...]:
     last_LN = parts.pop()
     if parts:
-        last_LN.copy_(parts.pop())
+        np.copyto(last_LN.numpy(), parts.pop().numpy())  # torch would share each part among threads of its own
     return digests_of(last_LN)
 
 
