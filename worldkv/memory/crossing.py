@@ -11,7 +11,6 @@ Shapes: L layers, F latent frames, T tokens, H heads, D head dim, N bytes of one
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -34,15 +33,12 @@ from worldkv.memory.ticket import Copy, Ticket
 from worldkv.memory.tiers.slab import Reservation, SlabTier
 from worldkv.memory.transfer import TransferEngine, fence, side_stream
 
-Found = Callable[[], tuple[bytes, ...]]
-"""Waits for digests, one for each layer of a run."""
-Digests = list[tuple[range, Found]]
+Digests = tuple[bytes, ...]
+Found = Callable[[range], Digests]
+"""Waits for the digests of these layers."""
 
 # As many as were measured (benchmarks/transfer_h100_202611.md); at most half of the cores.
 MOST_HASHERS = 8
-# A device computes digests of so many bytes at a time: long beside the calls that it takes, short beside a long chunk,
-# whose first layers are verified while later ones still move.
-DEVICE_RUN_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +102,10 @@ class Crossing:
         room = self.device.reserve(*payload_LN.shape)
         ticket = self.engine.submit(Copy(payload_LN, room.payload_LN, "up", deadline, room.after))
         if self.device_digests:
-            digests = _there(room.payload_LN, lambda run: ticket.wait_layer(run.stop - 1))
+            found = _there(room.payload_LN, lambda layers: ticket.wait_layer(layers.stop - 1))
         else:
-            digests = [(run, self._hash(payload_LN, run)) for run in layer_runs(*payload_LN.shape)]
-        return Ascent(self.device, chunk, room, digests, ticket)
+            found = _of_runs([(run, self._hash(payload_LN, run)) for run in layer_runs(*payload_LN.shape)])
+        return Ascent(self.device, chunk, room, found, ticket)
 
     def aside(self, chunk: KVChunk, room_LN: Tensor) -> KVChunk:
         """A copy of a chunk in the host's memory over other such memory, made and verified by all hashers at once.
@@ -119,51 +115,66 @@ class Crossing:
         payload_LN = chunk.encoded.payload_LN
         parts = [(run, self._hash(payload_LN, run, room_LN)) for run in layer_runs(*payload_LN.shape)]
         # All of them before any is judged: the room is free for another chunk once this one has failed.
-        for run, found in [(run, part()) for run, part in parts]:
-            _compare(chunk, run, found, "on its way out of its tier")
+        layers = range(len(payload_LN))
+        _compare(chunk, layers, _of_runs(parts)(layers), "on its way out of its tier")
         return replace(chunk, encoded=chunk.encoded.over(room_LN))
 
     def _descend(self, encoded: Encoded, label: Label | KVChunk, deadline: float) -> Descent:
         room = self.host.reserve(*encoded.payload_LN.shape)
-        digests: Digests = []
-
-        def landed(layers: range) -> None:
-            digests.append((layers, self._hash(room.payload_LN, layers)))
-
-        copy = Copy(encoded.payload_LN, room.payload_LN, "down", deadline, room.after, landed)
+        copy = Copy(encoded.payload_LN, room.payload_LN, "down", deadline, room.after)
         if self.device_digests:
-            copy, made = replace(copy, landed=None), fence(encoded.device)
-            digests = _there(encoded.payload_LN, lambda run: None if made is None else made.hold_stream())
-        return Descent(self.host, label, encoded, room, digests, self.engine.submit(copy))
+            made = fence(encoded.device)
+            found = _there(encoded.payload_LN, lambda layers: None if made is None else made.hold_stream())
+            return Descent(self.host, label, encoded, room, found, self.engine.submit(copy))
+        parts: list[tuple[range, Callable[[], Digests]]] = []
+        ticket = self.engine.submit(
+            replace(copy, landed=lambda layers: parts.append((layers, self._hash(room.payload_LN, layers))))
+        )
 
-    def _hash(self, payload_LN: Tensor, layers: range, room_LN: Tensor | None = None) -> Found:
+        def landed(layers: range) -> Digests:
+            ticket.wait()
+            return _of_runs(parts)(layers)
+
+        return Descent(self.host, label, encoded, room, landed, ticket)
+
+    def _hash(self, payload_LN: Tensor, layers: range, room_LN: Tensor | None = None) -> Callable[[], Digests]:
         """Digests of the layers; with `room_LN` of their copy, which is then made there first."""
         # Taken out of a list, as an executor refers to what it was given for a while after the result is there.
         parts = [x[layers.start : layers.stop] for x in (payload_LN, room_LN) if x is not None]
         return self.hashers.submit(_digests_of_the_last, parts).result
 
 
-def _digests_of_the_last(parts: list[Tensor]) -> tuple[bytes, ...]:
+def _digests_of_the_last(parts: list[Tensor]) -> Digests:
     last_LN = parts.pop()
     if parts:
         np.copyto(last_LN.numpy(), parts.pop().numpy())  # torch would share each part among threads of its own
     return digests_of(last_LN)
 
 
-def _there(payload_LN: Tensor, ready: Callable[[range], None]) -> Digests:
-    """Digests of a payload, computed where it lies by whoever asks, after the current stream was made to wait."""
+def _of_runs(parts: list[tuple[range, Callable[[], Digests]]]) -> Found:
+    """Of runs of layers, in order, whose digests other threads compute."""
 
-    def digests(run: range) -> tuple[bytes, ...]:
+    def found(layers: range) -> Digests:
+        wanted = [(run, part()) for run, part in parts if run.start < layers.stop and layers.start < run.stop]
+        return tuple(
+            digest for run, digests in wanted for layer, digest in zip(run, digests, strict=True) if layer in layers
+        )
+
+    return found
+
+
+def _there(payload_LN: Tensor, ready: Callable[[range], None]) -> Found:
+    """Of a payload, computed where it lies by whoever asks; `ready` makes the current stream wait for the layers."""
+
+    def found(layers: range) -> Digests:
         with side_stream(payload_LN.device):
-            ready(run)
-            return digests_of(payload_LN[run.start : run.stop])
+            ready(layers)
+            return digests_of(payload_LN[layers.start : layers.stop])
 
-    layers, layer_bytes = payload_LN.shape
-    runs = layer_runs(layers, layer_bytes, DEVICE_RUN_BYTES)
-    return [(run, functools.cache(functools.partial(digests, run))) for run in runs]
+    return found
 
 
-def _compare(chunk: KVChunk, layers: range, found: tuple[bytes, ...], where: str) -> None:
+def _compare(chunk: KVChunk, layers: range, found: Digests, where: str) -> None:
     for layer, digest in zip(layers, found, strict=True):
         expected = chunk.layer_digests[layer]
         if expected != digest:
@@ -182,7 +193,7 @@ class Descent:
     encoded: Encoded
     """On the device."""
     room: Reservation
-    digests: Digests
+    found: Found
     ticket: Ticket
 
     def chunk(self) -> KVChunk:
@@ -191,10 +202,8 @@ class Descent:
         Raises TransferError where it is late, cancelled or failed, ChunkCorrupt where it was sealed before and has
         changed; then nothing of it is published.
         """
-        for _, part in tuple(self.digests):
-            part()  # while the rest still moves
+        found = self.found(range(self.encoded.shape[0]))
         self.ticket.wait()
-        found = tuple(digest for _, part in self.digests for digest in part())
         label, encoded = self.label, self.encoded.over(self.room.payload_LN)
         poses = np.ascontiguousarray(label.c2w_F44, np.float32)
         draft = KVChunk(label.tenant, label.epoch, label.index, poses, label.token_ids_T3, encoded, found, "")
@@ -214,7 +223,7 @@ class Ascent:
     source: KVChunk
     """In the host tier."""
     room: Reservation
-    digests: Digests
+    found: Found
     ticket: Ticket
 
     def layer(self, layer: int) -> Encoded:
@@ -222,7 +231,7 @@ class Ascent:
 
         Blocks until its copy is enqueued and its digest known. Raises TransferError, ChunkCorrupt.
         """
-        self._verify(layer, layer + 1)
+        self._verify(range(layer, layer + 1))
         self.ticket.wait_layer(layer)
         return self.source.encoded.over(self.room.payload_LN).layer_range(layer, layer + 1)
 
@@ -234,16 +243,14 @@ class Ascent:
         """
         if self.source.id not in self.tier:
             layers = self.source.encoded.shape[0]
-            self._verify(0, layers)
+            self._verify(range(layers))
             self.ticket.wait_layer(layers - 1)
             self.tier.publish(self.room, self.source)
         return self.tier.get(self.source.id)
 
-    def _verify(self, start: int, stop: int) -> None:
+    def _verify(self, layers: range) -> None:
         try:
-            for run, part in self.digests:
-                if run.start < stop and start < run.stop:
-                    _compare(self.source, run, part(), f"on its way to tier {self.tier.name}")
+            _compare(self.source, layers, self.found(layers), f"on its way to tier {self.tier.name}")
         except ChunkCorrupt:
             self.ticket.cancel()
             raise

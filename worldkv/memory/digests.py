@@ -22,6 +22,8 @@ DIGEST_BYTES = 16
 # As `xxh3.cu` has them.
 BLOCK_BYTES, WORD_BYTES, WORDS = 1024, 8, 8
 THREADS = 128
+# What kernels may use beside the payload, a sixteenth of the layers that they digest at a time.
+SCRATCH_BYTES = 64 * 2**20
 # Shorter inputs are digested in another way, and layers are never that short but in tests.
 SHORTEST_BYTES = 241
 LONGEST_BYTES = 2**31 - 1
@@ -30,7 +32,8 @@ LONGEST_BYTES = 2**31 - 1
 def digests_of(payload_LN: Tensor) -> tuple[bytes, ...]:
     """xxh3-128 of each layer. Reads the whole payload; waits for its device, as far as the current stream goes."""
     nbytes = payload_LN.shape[1]
-    if payload_LN.is_cuda and SHORTEST_BYTES <= nbytes <= LONGEST_BYTES and nbytes % WORD_BYTES == 0:
+    fits = SHORTEST_BYTES <= nbytes <= LONGEST_BYTES and nbytes % WORD_BYTES == 0
+    if payload_LN.is_cuda and fits and payload_LN.is_contiguous():
         kernels, _ = _kernels_of(payload_LN.device)
         if kernels is not None:
             return kernels.digests(payload_LN)
@@ -69,6 +72,13 @@ class Kernels:
 
     def digests(self, payload_LN: Tensor) -> tuple[bytes, ...]:
         """See `digests_of`; of rows that are contiguous, as xxhash digests more than 240 bytes."""
+        layer_scratch_bytes = -(-payload_LN.shape[1] // BLOCK_BYTES) * WORDS * WORD_BYTES
+        at_a_time = max(1, SCRATCH_BYTES // layer_scratch_bytes)
+        starts = range(0, len(payload_LN), at_a_time)
+        found_LN = torch.cat([self._digests(payload_LN[start : start + at_a_time]) for start in starts])
+        return tuple(bytes(digest) for digest in found_LN.cpu().numpy())
+
+    def _digests(self, payload_LN: Tensor) -> Tensor:
         layers, nbytes = payload_LN.shape
         blocks, words = (nbytes - 1) // BLOCK_BYTES + 1, nbytes // WORD_BYTES
         with torch.cuda.device_of(payload_LN):  # type: ignore[no-untyped-call]  # torch's
@@ -78,7 +88,7 @@ class Kernels:
             _launch(self.block_sums, len(sums), [payload_LN, sums, layers, words, blocks])
             _launch(self.chain, len(ends), [payload_LN, sums, ends, layers, words, blocks])
             _launch(self.finish, layers, [ends, found_LN, layers, words])
-        return tuple(bytes(digest) for digest in found_LN.cpu().numpy())
+        return found_LN
 
 
 def _launch(kernel: Callable[..., None], threads: int, args: list[Tensor | int]) -> None:

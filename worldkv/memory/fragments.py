@@ -24,12 +24,9 @@ class Fragment(NamedTuple):
     stop: int
 
 
-def layer_runs(layers: int, layer_bytes: int, run_bytes: int | None = None) -> list[range]:
-    """Runs of layers of about `run_bytes`, at least a quarter of that where the payload is; a long layer alone.
-
-    By default of FRAGMENT_BYTES.
-    """
-    runs = min(layers, max(1, -(-layers * layer_bytes // (run_bytes or FRAGMENT_BYTES))))
+def layer_runs(layers: int, layer_bytes: int) -> list[range]:
+    """Runs of layers of about FRAGMENT_BYTES, at least a quarter of that where the payload is; a long layer alone."""
+    runs = min(layers, max(1, -(-layers * layer_bytes // FRAGMENT_BYTES)))
     return [range(i * layers // runs, (i + 1) * layers // runs) for i in range(runs)]
 
 

@@ -83,6 +83,15 @@ def test_kernels_agree_with_xxhash_on_layers_of_any_length(kernels, layers, word
     assert kernels.digests(payload_LN) == digests_of(payload_LN)
 
 
+def test_long_payloads_are_digested_a_few_layers_at_a_time(kernels, monkeypatch):
+    payload_LN = noise(7, 5 * 1024)
+    monkeypatch.setattr(digests, "SCRATCH_BYTES", 3 * 5 * 64)
+    calls = []
+    short = Kernels(lambda **call: (calls.append(call), kernels.block_sums(**call)), kernels.chain, kernels.finish)
+    assert short.digests(payload_LN) == digests_of(payload_LN)
+    assert [call["args"][2] for call in calls] == [3, 3, 1]
+
+
 def test_a_single_bit_changes_the_digest_of_its_layer_alone(kernels):
     payload_LN = noise(3, 5 * 1024 + 64)
     before = kernels.digests(payload_LN)
