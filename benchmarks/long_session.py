@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,9 +34,11 @@ from worldkv.memory.encoded import Encoded
 from worldkv.memory.policy import PRESETS
 from worldkv.memory.store import ChunkMemory
 from worldkv.models.base import ModelState
+from worldkv.models.ranks import ALONE
 from worldkv.models.rooms.paths import Pace
 from worldkv.models.rooms.scene import Scene
 from worldkv.runs.memory import open_memory
+from worldkv.runs.settled import settled
 from worldkv.session import Session, open_session
 
 CHUNKS, HOURS, FORKS, TENTHS = 40_000, 8, 64, 10
@@ -49,11 +52,14 @@ MODEL = SimpleNamespace(
     geometry=GEOMETRY,
     video_frames_per_latent=1,
     device=torch.device("cpu"),
+    ranks=ALONE,
     open=lambda view, context: ModelState(),
 )
 # Full within the first tenth, so that all tenths have the same to do.
 CAPACITY_MIB = {"device": 128, "host": 512, "disk": 1024}
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
+# Chunks of a tenth by how many chunks each brought back from disk: from one count to below the next.
+DISK_READS = (0, 1, 3, 100)
 
 
 @dataclass
@@ -71,6 +77,19 @@ class Timer:
     def tenths(self, clock: str) -> list[dict[str, float]]:
         """Of each tenth of the calls, in their order."""
         return [figures(part) for part in np.array_split(self.ms[clock], TENTHS)]
+
+
+def by_disk_reads(timer: Timer, disk_reads: list[int], clock: str) -> list[dict[str, dict[str, float]]]:
+    """Of each tenth the figures of its chunks that had as much to do: what grows shows here whatever the walk asks."""
+    parts = zip(*(np.array_split(of, TENTHS) for of in (timer.ms[clock], disk_reads)), strict=True)
+    return [
+        {
+            f"{start}-{stop - 1}": figures(ms[chosen]) | {"chunks": int(chosen.sum())}
+            for start, stop in pairwise(DISK_READS)
+            if (chosen := (reads >= start) & (reads < stop)).any()
+        }
+        for ms, reads in parts
+    ]
 
 
 def figures(ms: np.ndarray) -> dict[str, float]:
@@ -132,9 +151,11 @@ def disk_bytes(folder: Path) -> int:
 def play(session: Session, folder: Path, chunks: int) -> dict[str, object]:
     """Let the session run; what its chunks cost, and what its memory held after each tenth."""
     encoded, timer, idle, marks = payload(), Timer(), Timer(), []
-    memory = session.memory
+    memory, disk_reads = session.memory, []
     for chunk in range(chunks):
+        before = memory.stats().tiers[-1].hits
         advance(session, encoded, timer)
+        disk_reads += [memory.stats().tiers[-1].hits - before] * (len(timer.ms["cpu"]) - len(disk_reads))
         idle(lambda now=chunk * HOURS * 3600 / CHUNKS: memory.idle(now))
         assert within_caps(memory), f"after chunk {chunk}: {[(t.name, t.used_bytes) for t in memory.tiers]}"
         if (chunk + 1) % (chunks // TENTHS) == 0:
@@ -142,6 +163,7 @@ def play(session: Session, folder: Path, chunks: int) -> dict[str, object]:
             print(f"chunk {chunk + 1}/{chunks}: {marks[-1]}", flush=True)
     return {
         "chunk": {clock: timer.tenths(clock) for clock in CLOCKS},
+        "same_work": {clock: by_disk_reads(timer, disk_reads, clock) for clock in CLOCKS},
         "idle": {clock: timer_total(idle, clock) for clock in CLOCKS},
         "after": marks,
     }
@@ -229,6 +251,12 @@ def lines(content: dict[str, object]) -> Iterator[str]:
         yield f"- {clock}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
     for clock, told in session["idle"].items():
         yield f"- idle, {clock}: {told['seconds']} s, {told['share']:.2%} of the session, {told['max_ms']} ms at most"
+    yield "\nChunks that brought back as many from disk, CPU time: median and p99 in ms, and how many there were.\n"
+    works = [f"{start}-{stop - 1}" for start, stop in pairwise(DISK_READS)]
+    rows = [
+        [f"{n}", *(_cell(tenth.get(work)) for work in works)] for n, tenth in enumerate(session["same_work"]["cpu"], 1)
+    ]
+    yield markdown_table(["tenth", *(f"{work} from disk" for work in works)], rows)
     yield "\nAfter each tenth; `resident_mib` is the most that the process ever took.\n"
     marks = session["after"]
     yield markdown_table(["tenth", *marks[0]], [[f"{n}", *map(str, one.values())] for n, one in enumerate(marks, 1)])
@@ -239,6 +267,10 @@ def lines(content: dict[str, object]) -> Iterator[str]:
     ]
     yield markdown_table([f"{FORKS} forks", *heads], table)
     yield f"\n{forks['chunk_bytes_copied']} bytes of chunks copied, {forks['chunks_left_at_the_end']} chunks left."
+
+
+def _cell(one: dict[str, float] | None) -> str:
+    return "" if one is None else f"{one['median_ms']:.2f}, {one['p99_ms']:.2f} ({one['chunks']})"
 
 
 def main() -> None:
@@ -252,8 +284,9 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="long_session_", dir=options.folder))
     try:
         session = new_session(root / "disk", options.chunks, options.chunks / CHUNKS)
-        played = play(session, root / "disk", options.chunks)
-        forks = fork(session)
+        with settled():  # as `worldkv rollout` runs its sessions
+            played = play(session, root / "disk", options.chunks)
+            forks = fork(session)
         session.memory.close()
     finally:
         shutil.rmtree(root)

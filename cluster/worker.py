@@ -40,6 +40,7 @@ from worldkv.runs import worlds as run_worlds
 from worldkv.runs.batch import Batch, BatchRollout, Outline, outline
 from worldkv.runs.memory import open_memory, pin_faults
 from worldkv.runs.meter import Meter
+from worldkv.runs.settled import settle
 from worldkv.snapshot import restore, snapshot
 from worldkv.stats import MemoryStats, WorkerStats
 
@@ -119,6 +120,7 @@ class Worker:
         self.model: RoomsModel = generate.load_model(config)
         self.ahead = outline(config, self.model)
         self.memory = self.open_memory(config.memory)
+        settle()
         empty = self.memory.stats()
         self._stats = replace(self._stats, doing="idle", model=self.model.name, work=self.meter.stats(empty))
         node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from worldkv.errors import TransferError
+from worldkv.errors import ChunkCorrupt, TransferError
+from worldkv.memory import digests
 from worldkv.memory.chunk import make_chunk
 from worldkv.memory.codec import CODECS
 from worldkv.memory.crossing import Crossing, Label
 from worldkv.memory.fragments import PIN_PIECE_BYTES
-from worldkv.memory.lane import Copy
 from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.store import ChunkMemory
+from worldkv.memory.ticket import Copy
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.tiers.host import HostTier
 from worldkv.memory.transfer import TransferEngine, fence
@@ -101,6 +102,36 @@ def test_copies_are_right_while_the_slab_is_being_pinned(device, engine):
     tier.wait_pinned()
     assert tier.pin_fault is None
     tier.close()
+
+
+def test_short_chunks_that_travel_together_arrive_whole_and_in_place(device, engine, on_host):
+    there = [noise(8, MIB // 4, device, seed) for seed in range(100)]
+    rooms = [on_host.reserve(8, MIB // 4) for _ in there]
+    pairs = zip(there, rooms, strict=True)
+    for ticket in engine.submit_all(
+        [Copy(source, room.payload_LN, "down", after=room.after) for source, room in pairs]
+    ):
+        ticket.wait()
+    back = [torch.zeros_like(one) for one in there]
+    for ticket in engine.submit_all([Copy(a.payload_LN, b, "up") for a, b in zip(rooms, back, strict=True)]):
+        ticket.wait_layer(7)
+    for source, room, again in zip(there, rooms, back, strict=True):
+        assert room.payload_LN.equal(source.cpu())
+        assert again.equal(source)
+    stats = engine.stats()
+    assert stats.down.done == 100
+    assert stats.down.hauls < 100
+    assert stats.up.hauls < 100
+
+
+@pytest.mark.parametrize("shape", [(1, 256), (3, 1024), (7, 999_936), (2, 17 * 1024 + 64), (40, MIB), (3, 70 * MIB)])
+def test_the_device_computes_the_digests_of_xxhash(shape, device):
+    assert digests.fault(device) is None
+    payload_LN = noise(*shape, device)
+    expected = digests.digests_of(payload_LN.cpu())
+    assert digests.digests_of(payload_LN) == expected
+    payload_LN[-1, -1] ^= 1
+    assert digests.digests_of(payload_LN)[-1] != expected[-1]
 
 
 def test_a_copy_down_waits_for_the_kernel_that_makes_its_source(device, engine):
@@ -190,11 +221,11 @@ def chunks(count, device, layers=8, heads=8, tokens=512):
         yield tuple(kv.bfloat16()), label
 
 
-@pytest.fixture
-def crossing(device, engine, on_host):
+@pytest.fixture(params=[False, True], ids=["digests by the host", "digests by the device"])
+def crossing(request, device, engine, on_host):
     tier = DeviceTier.open("device", device, 64 * MIB)
     with ThreadPoolExecutor(4) as hashers:
-        yield Crossing(engine, tier, on_host, hashers)
+        yield Crossing(engine, tier, on_host, hashers, request.param)
     gc.collect()
     assert tier.check() == []
 
@@ -214,6 +245,27 @@ def test_chunks_cross_both_ways_and_decode_to_the_same(codec, device, crossing):
         there.load(*out)
         CODECS[codec].decode(expected, out=tuple(want))
         assert all(a.equal(b) for a, b in zip(out, want, strict=True))
+
+
+def test_what_was_damaged_on_the_host_does_not_reach_the_device(device, crossing):
+    kv, label = next(chunks(1, device))
+    chunk = crossing.down(CODECS["int8"], kv, label).chunk()
+    crossing.host.get(chunk.id).encoded.payload_LN[5, 77] ^= 1
+    with pytest.raises(ChunkCorrupt, match="layer 5"):
+        crossing.up(chunk.id).chunk()
+    assert chunk.id not in crossing.device
+
+
+def test_a_chunk_that_is_still_being_made_is_sealed_as_it_will_be(device, crossing):
+    kv, label = next(chunks(1, device))
+    expected = CODECS["bf16"].encode(*kv).payload_LN.cpu()
+    late = [torch.zeros_like(x) for x in kv]
+    torch.cuda._sleep(SLOW_CYCLES // 4)
+    for made, x in zip(late, kv, strict=True):
+        made.copy_(x)
+    chunk = crossing.down(CODECS["bf16"], tuple(late), label).chunk()
+    chunk.verify()
+    assert chunk.encoded.payload_LN.equal(expected)
 
 
 def test_views_of_the_device_slab_share_it_and_keep_their_bytes(device, crossing):
@@ -238,7 +290,7 @@ def test_a_slot_is_not_overwritten_before_its_last_readers_have_read(device, eng
     (kv_a, label), (kv_b, _) = chunks(2, device)
     first, second = (crossing.down(CODECS["bf16"], kv, label).chunk() for kv in (kv_a, kv_b))
     slot = DeviceTier.open("slot", device, crossing.host.cost_bytes(first))
-    tight = Crossing(engine, slot, crossing.host, crossing.hashers)
+    tight = Crossing(engine, slot, crossing.host, crossing.hashers, crossing.device_digests)
     ascent = tight.up(first.id)
     view_LN = ascent.chunk().encoded.payload_LN
     ascent.ticket.wait()
@@ -259,7 +311,7 @@ def test_chunks_that_slide_keep_their_bytes_under_traffic(device, engine, crossi
     large = crossing.down(CODECS["bf16"], large_kv, label).chunk()
     small_cost = crossing.host.cost_bytes(made[0])
     tier = DeviceTier.open("tight", device, 4 * small_cost)
-    tight = Crossing(engine, tier, crossing.host, crossing.hashers)
+    tight = Crossing(engine, tier, crossing.host, crossing.hashers, crossing.device_digests)
     for chunk in made:
         ascent = tight.up(chunk.id)
         ascent.chunk()
@@ -275,8 +327,9 @@ def test_chunks_that_slide_keep_their_bytes_under_traffic(device, engine, crossi
     assert tier.check() == []
 
 
+@pytest.mark.parametrize("device_digests", [False, True])
 @pytest.mark.parametrize("spare", [0, 1])
-def test_a_memory_over_the_link_gives_what_was_admitted_and_loses_none(spare, device, engine):
+def test_a_memory_over_the_link_gives_what_was_admitted_and_loses_none(spare, device_digests, device, engine):
     """With a spare slot on the host chunks are exchanged over the link, without one by way of a copy."""
     made = [
         make_chunk(
@@ -291,7 +344,7 @@ def test_a_memory_over_the_link_gives_what_was_admitted_and_loses_none(spare, de
     slot = made[0].encoded.nbytes
     tiers = DeviceTier.open("device", device, 3 * slot), HostTier.open("host", (3 + spare) * slot)
     with ThreadPoolExecutor(2) as hashers:
-        memory = ChunkMemory(tiers, "weights", mover=VerifyingMover(Crossing(engine, *tiers, hashers)))
+        memory = ChunkMemory(tiers, "weights", mover=VerifyingMover(Crossing(engine, *tiers, hashers, device_digests)))
         for chunk in made:
             memory.admit(chunk)
         for turn in range(24):

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from worldkv.errors import ChunkCorrupt
 from worldkv.memory.codec import CODECS
+from worldkv.memory.digests import digests_of
 from worldkv.memory.encoded import Encoded
-from worldkv.memory.format import Buffer, ChunkReader, Header, Readable, Source, digests_of, pack
+from worldkv.memory.format import Buffer, ChunkReader, Header, Readable, Source, pack
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldkv.errors import ChunkCorrupt, TransferError
+from worldkv.memory.digests import DIGEST_BYTES, digests_of
 from worldkv.memory.encoded import Encoded, Layout, Shape, layer_bytes
 
 MAGIC = b"WKVCHNK\n"
@@ -41,7 +42,6 @@ PAYLOAD_ALIGNMENT = 4096
 MAX_HEADER_BYTES = 16 * 2**20
 # Layers are read in runs of about this and verified while they still lie in the processor's cache.
 READ_BYTES = 2**20
-DIGEST_BYTES = 16
 STORED_DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -285,11 +285,6 @@ def read_layers(where: Path | Readable, start: int, stop: int) -> Encoded:
     """
     with source_of(where) as source:
         return ChunkReader.open(source).read(start, stop)
-
-
-def digests_of(payload_LN: Tensor) -> tuple[bytes, ...]:
-    """xxh3-128 of each layer. Reads the whole payload; waits for its device."""
-    return tuple(xxhash.xxh3_128_digest(layer_N) for layer_N in payload_LN.cpu().numpy())
 
 
 def _payload_offset(header_bytes: int) -> int:

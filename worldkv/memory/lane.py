@@ -1,7 +1,9 @@
-"""One direction of a transfer engine: a queue by deadline, and the fragments in flight. Knows nothing of CUDA.
+"""One direction of a transfer engine: a queue by deadline, and the hauls in flight. Knows nothing of CUDA.
 
+- What moves at once is a haul: fragments of the most urgent transfers, of as many as make up FRAGMENT_BYTES, so that
+  short chunks share the cost of a call to the link, of its mark, and of the wake-up when it has landed.
 - The most urgent transfer moves first: the earlier deadline, then the earlier submitted. A more urgent one overtakes at
-  the next fragment.
+  the next haul.
 - A transfer whose deadline has passed before its first fragment is `late` and moves nothing.
 - A cancelled transfer moves no further fragment; `done` it never is, and whoever waits for it gets a TransferError.
 - Source and destination are referred to until the last enqueued fragment has landed, so no tier can reuse them; after
@@ -11,80 +13,38 @@
 
 A lane that was not started does the same work inline: in `step`, and in whatever waits.
 
-Shapes: L layers, N bytes of one layer, or of a fragment.
+Shapes: N bytes of a fragment.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from threading import Condition, RLock, Thread
-from typing import Literal, Protocol
+from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from worldkv.errors import TransferError, TransferLate
-from worldkv.memory.fragments import Fragment, fragments_of
-
-Direction = Literal["down", "up"]
-State = Literal["queued", "moving", "done", "late", "cancelled", "failed"]
-OPEN: tuple[State, ...] = ("queued", "moving")
+from worldkv.errors import TransferError
+from worldkv.memory import fragments
+from worldkv.memory.ticket import OPEN, Mark, Part, State, Ticket
 
 # Keeps a copy engine busy while its thread waits its turn; what is enqueued can't be overtaken.
 ENQUEUED_BYTES = 32 * 2**20
 
 
-class Mark(Protocol):
-    """A point in the work enqueued on a device."""
-
-    def done(self) -> bool:
-        """Whether all work before it is done. Does not block."""
-        ...
-
-    def wait(self) -> None:
-        """Block this thread until then."""
-        ...
-
-    def hold_stream(self) -> None:
-        """Let later work of the current stream wait until then. Does not block this thread."""
-        ...
-
-
 class Link(Protocol):
-    """Copies in one direction, one after the other."""
+    """Copies in one direction, one haul after the other."""
 
-    def copy(self, destination_N: Tensor, source_N: Tensor, after: tuple[Mark, ...]) -> Mark:
-        """Start copying once `after` is done; the mark says when it is over. Raises RuntimeError.
+    def copy(self, destinations: Sequence[Tensor], sources: Sequence[Tensor], after: Sequence[Mark]) -> Mark:
+        """Start copying each source to its destination once `after` is done; the mark says when all are over.
 
-        Both are contiguous and of one shape: a fragment, or a whole payload [L, N] that is one.
+        All are contiguous, each two of one shape: a fragment, or a whole payload [L, N] that is one. Raises
+        RuntimeError; then nothing is being copied any more.
         """
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Copy:
-    """What is to be copied: a contiguous uint8 payload, over another of its shape."""
-
-    source_LN: Tensor
-    destination_LN: Tensor
-    direction: Direction
-    deadline: float = math.inf
-    """In the engine's clock: not worth starting any more from then on."""
-    after: tuple[Mark, ...] = ()
-    """What must be done before the first byte is written; work enqueued on the source's device is waited for anyway."""
-    landed: Callable[[range], None] | None = None
-    """Told which layers have arrived, by the lane's thread; must not block. A RuntimeError fails the transfer."""
-
-    def __post_init__(self) -> None:
-        both = (self.source_LN, self.destination_LN)
-        if any(x.ndim != 2 or x.dtype != torch.uint8 or not x.is_contiguous() or not x.numel() for x in both):
-            raise ValueError(f"a copy needs contiguous uint8 payloads [L, N], got {[(x.shape, x.dtype) for x in both]}")
-        if both[0].shape != both[1].shape:
-            raise ValueError(f"a payload of {tuple(both[0].shape)} cannot be copied over one of {tuple(both[1].shape)}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +53,8 @@ class LaneStats:
 
     copied_bytes: int
     """Of cancelled and failed transfers too."""
+    hauls: int
+    """Calls to the link that went well."""
     submitted: int
     done: int
     late: int
@@ -106,85 +68,14 @@ class LaneStats:
     """Transfers that have not ended."""
 
 
-class Ticket:
-    """One transfer, to be waited for or cancelled from any thread."""
-
-    def __init__(self, lane: Lane, copy: Copy, after: tuple[Mark, ...]) -> None:
-        self.deadline, self.landed, self.after, self._lane = copy.deadline, copy.landed, after, lane
-        self._devices = copy.source_LN.device, copy.destination_LN.device
-        layers, self.layer_bytes = copy.source_LN.shape
-        host_LN = copy.destination_LN if copy.direction == "down" else copy.source_LN
-        self.fragments = fragments_of(layers, self.layer_bytes, host_LN.data_ptr())
-        self.targets, self.sources = (_cut(x, self.fragments) for x in (copy.destination_LN, copy.source_LN))
-        self.marks: list[Mark] = []
-        """One for each fragment that is enqueued."""
-        self.state: State = "queued"
-        self.bytes_done = 0
-        self.fault: BaseException | None = None
-        self.flying = 0
-        """Fragments that are being enqueued, or are and have not landed."""
-        self.watchers = 0
-        """Threads that wait for it."""
-
-    @property
-    def enqueued(self) -> bool:
-        """Whether nothing remains to be started: from now on it will be done unless the device fails."""
-        return len(self.marks) == len(self.fragments)
-
-    @property
-    def ended(self) -> bool:
-        """Whether `wait` would not wait."""
-        return self.state not in OPEN
-
-    def cancel(self) -> bool:
-        """Start nothing more; False where the transfer has ended, or is enqueued whole and so will be done."""
-        return self._lane.cancel(self)
-
-    def wait(self) -> None:
-        """Block until all has arrived. Raises TransferError where it will not, TransferLate where it was late."""
-        self._lane.wait_for(self, lambda: self.state not in OPEN)
-        self._raise_if_lost()
-
-    def wait_layer(self, layer: int) -> None:
-        """Let the current stream wait for layers 0..layer; without CUDA they are there when this returns.
-
-        Blocks until their copy is enqueued. Raises TransferError where the transfer will not be done.
-        """
-        stop = (layer + 1) * self.layer_bytes
-        number = next(i for i, fragment in enumerate(self.fragments) if fragment.stop >= stop)
-        self._lane.wait_for(self, lambda: len(self.marks) > number or self.state not in OPEN)
-        self._raise_if_lost()
-        self.marks[number].hold_stream()
-
-    def __str__(self) -> str:
-        why = f": {self.fault}" if self.fault else ""
-        source, destination = self._devices
-        done = f"{self.bytes_done} of {self.fragments[-1].stop} bytes done"
-        return f"transfer {source} to {destination} {self.state}, {done}{why}"
-
-    def release(self) -> None:
-        """Refer to no memory any more, once it has ended and nothing is in flight."""
-        if self.state not in OPEN and not self.flying:
-            self.targets = self.sources = self.after = ()
-            self.landed = None
-
-    def _raise_if_lost(self) -> None:
-        if self.state == "late":
-            raise TransferLate(str(self))
-        if self.state in ("cancelled", "failed"):
-            raise TransferError(str(self)) from self.fault
-
-
-def _cut(payload_LN: Tensor, fragments: list[Fragment]) -> tuple[Tensor, ...]:
-    # Once, not by the lane's thread, and not where one fragment is all: each tensor made may have to wait for Python's
-    # lock, and costs more than all else that a short transfer needs.
-    if len(fragments) == 1:
-        return (payload_LN,)
-    return torch.split(payload_LN.view(-1), [fragment.stop - fragment.start for fragment in fragments])
+class _Haul(NamedTuple):
+    parts: list[Part]
+    nbytes: int
+    mark: Mark
 
 
 class Lane:
-    """Fields change under one lock, but for `_flying`, which belongs to whoever steps.
+    """Fields change under one lock, but for those of what is in flight, which belong to whoever steps.
 
     Threads are woken seldom, as each time takes Python's lock from the one that feeds the link: who waits for room when
     half of the queue is free, who waits for a transfer when that one has moved.
@@ -195,7 +86,9 @@ class Lane:
         self._lock = RLock()
         self._work, self._room, self._moved = (Condition(self._lock) for _ in range(3))
         self._queue: list[tuple[float, int, Ticket]] = []
-        self._flying: deque[tuple[Ticket, Fragment, Mark]] = deque()
+        self._loading: list[Part] = []
+        """Being enqueued."""
+        self._flying: deque[_Haul] = deque()
         self._flying_bytes = 0
         self._count: Counter[str] = Counter()
         self._thread: Thread | None = None
@@ -206,23 +99,19 @@ class Lane:
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, ticket: Ticket) -> None:
-        """Queue it, once there is room. Raises TransferError on a closed lane."""
-        if not self.offer(ticket, counted=False):
-            self._wait(self._room, lambda: self.offer(ticket, counted=False))
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Queue them in this order, each once there is room. Raises TransferError on a closed lane."""
+        while tickets:
+            tickets = tickets[self._put(tickets) :]
+            if tickets:
+                self._wait(self._room, lambda: self._closed or len(self._queue) < self._limit)
 
-    def offer(self, ticket: Ticket, *, counted: bool = True) -> bool:
+    def offer(self, ticket: Ticket) -> bool:
         """Queue it if there is room, and say whether. Raises TransferError on a closed lane."""
         with self._lock:
-            if self._closed:
-                raise TransferError(f"{ticket}: the engine is closed")
-            if len(self._queue) >= self._limit:
-                self._count["refused"] += counted
-                return False
-            self._count["submitted"] += 1
-            heappush(self._queue, (ticket.deadline, self._count["submitted"], ticket))
-            self._work.notify()
-            return True
+            taken = self._put((ticket,)) == 1
+            self._count["refused"] += not taken
+            return taken
 
     def cancel(self, ticket: Ticket) -> bool:
         """See `Ticket.cancel`."""
@@ -242,22 +131,22 @@ class Lane:
                 ticket.watchers -= 1
 
     def step(self) -> bool:
-        """Enqueue one fragment and land what has arrived, or wait for the oldest; False when there is nothing to do."""
-        ticket = self._next()
-        if ticket is None and not self._flying:
+        """Enqueue one haul and land what has arrived, or wait for the oldest; False when there is nothing to do."""
+        self._loading = self._gather()
+        if not self._loading and not self._flying:
             return False
-        if ticket is not None:
-            self._enqueue(ticket)
+        if self._loading:
+            self._enqueue()
         else:
-            self._land(*self._flying[0])
-        while self._flying and self._flying[0][2].done():
-            self._land(*self._flying[0])
+            self._land(self._flying[0])
+        while self._flying and self._flying[0].mark.done():
+            self._land(self._flying[0])
         return True
 
     def stats(self) -> LaneStats:
         """A frozen copy of the counters."""
         with self._lock:
-            count = {name: self._count[name] for name in ("copied_bytes", "submitted", "refused")}
+            count = {name: self._count[name] for name in ("copied_bytes", "hauls", "submitted", "refused")}
             ended = {name: self._count[name] for name in ("done", "late", "cancelled", "failed")}
             still_open = count["submitted"] - sum(ended.values())
             return LaneStats(**count, **ended, queued=len(self._queue), open=still_open)
@@ -275,6 +164,19 @@ class Lane:
                 pass
         else:
             self._thread.join()
+
+    def _put(self, tickets: Sequence[Ticket]) -> int:
+        """Queue the first ones, as many as there is room for, and say how many."""
+        with self._lock:
+            if self._closed:
+                raise TransferError(f"{tickets[0]}: the engine is closed")
+            fitting = tickets[: max(0, self._limit - len(self._queue))]
+            for ticket in fitting:
+                self._count["submitted"] += 1
+                heappush(self._queue, (ticket.deadline, self._count["submitted"], ticket))
+            if fitting:
+                self._work.notify()
+            return len(fitting)
 
     def _wait(self, condition: Condition, ready: Callable[[], bool]) -> None:
         if self._thread is not None:
@@ -297,12 +199,16 @@ class Lane:
         """The thread ends: nobody shall wait for what it leaves behind, which is nothing unless it failed."""
         with self._lock:
             self._closed = True
-            for ticket in [entry[2] for entry in self._queue] + [entry[0] for entry in self._flying]:
+            left = [part.ticket for haul in self._flying for part in haul.parts]
+            left += [part.ticket for part in self._loading] + [entry[2] for entry in self._queue]
+            for ticket in left:
                 self._end(ticket, "failed", RuntimeError("the engine's thread has ended"))
             self._room.notify_all()
 
-    def _next(self) -> Ticket | None:
-        """The transfer whose fragment is to be enqueued next, if any may be; drops the late ones before it."""
+    def _gather(self) -> list[Part]:
+        """What is to be enqueued next, most urgent first, if anything may be; drops what is late before it."""
+        parts: list[Part] = []
+        room_bytes = fragments.FRAGMENT_BYTES
         with self._lock:
             while self._queue:
                 deadline, _, ticket = self._queue[0]
@@ -310,64 +216,79 @@ class Lane:
                     self._end(ticket, "late")
                     continue
                 if self._flying_bytes >= ENQUEUED_BYTES:
-                    return None
+                    break
+                part = ticket.take(room_bytes, at_least=0 if parts else 1)
+                if part is None:
+                    break
+                parts.append(part)
+                room_bytes -= part.nbytes
                 ticket.state = "moving"
                 # Counted before it is: from here on a cancellation must leave it its memory.
                 ticket.flying += 1
-                return ticket
-            return None
-
-    def _enqueue(self, ticket: Ticket) -> None:
-        number = len(ticket.marks)
-        fragment = ticket.fragments[number]
-        try:
-            mark = self._link.copy(ticket.targets[number], ticket.sources[number], () if number else ticket.after)
-        except RuntimeError as fault:
-            with self._lock:
-                ticket.flying -= 1
-                self._end(ticket, "failed", fault)
-                ticket.release()
-            return
-        self._flying.append((ticket, fragment, mark))
-        self._flying_bytes += fragment.stop - fragment.start
-        with self._lock:
-            if ticket.state == "moving":
-                ticket.marks.append(mark)
-                if ticket.enqueued:
+                if part.stop == len(ticket.fragments):
                     self._dequeue(ticket)
-                if ticket.watchers:
-                    self._moved.notify_all()
+        return parts
 
-    def _land(self, ticket: Ticket, fragment: Fragment, mark: Mark) -> None:
-        """Wait for the oldest fragment in flight and book it."""
-        fault: RuntimeError | None = None
-        before = ticket.bytes_done
+    def _enqueue(self) -> None:
+        parts = self._loading
+        targets = [piece for ticket, first, stop in parts for piece in ticket.targets[first:stop]]
+        sources = [piece for ticket, first, stop in parts for piece in ticket.sources[first:stop]]
+        after = {id(mark): mark for ticket, first, _ in parts if not first for mark in ticket.after}
         try:
-            mark.wait()
-            layers = range(before // ticket.layer_bytes, fragment.stop // ticket.layer_bytes)
-            if layers and ticket.state == "moving" and ticket.landed is not None:
-                ticket.landed(layers)
-        except RuntimeError as raised:
-            fault = raised
-        self._flying.popleft()
-        self._flying_bytes -= fragment.stop - fragment.start
+            mark = self._link.copy(targets, sources, tuple(after.values()))
+        except RuntimeError as fault:
+            del targets, sources
+            with self._lock:
+                for ticket, _, _ in parts:
+                    ticket.flying -= 1
+                    self._end(ticket, "failed", fault)
+                    ticket.release()
+                self._loading = []
+            return
+        haul = _Haul(parts, sum(part.nbytes for part in parts), mark)
+        self._flying.append(haul)
+        self._flying_bytes += haul.nbytes
         with self._lock:
-            ticket.flying -= 1
-            ticket.release()
-            if fault is not None:
-                self._end(ticket, "failed", fault)
-                return
-            self._count["copied_bytes"] += fragment.stop - fragment.start
-            ticket.bytes_done = fragment.stop
-            if ticket.bytes_done == ticket.fragments[-1].stop:
-                self._end(ticket, "done")
+            self._loading = []
+            self._count["hauls"] += 1
+            for ticket, first, stop in parts:
+                if ticket.state == "moving":
+                    ticket.marks += [mark] * (stop - first)
+            if any(part.ticket.watchers for part in parts):
+                self._moved.notify_all()
+
+    def _land(self, haul: _Haul) -> None:
+        """Wait for the oldest haul in flight and book it."""
+        faults: list[RuntimeError | None] = []
+        try:
+            haul.mark.wait()
+        except RuntimeError as raised:
+            faults = [raised] * len(haul.parts)
+        faults = faults or [_tell(part) for part in haul.parts]
+        self._flying.popleft()
+        self._flying_bytes -= haul.nbytes
+        with self._lock:
+            for part, fault in zip(haul.parts, faults, strict=True):
+                self._book(part, fault)
+
+    def _book(self, part: Part, fault: RuntimeError | None) -> None:
+        ticket = part.ticket
+        ticket.flying -= 1
+        ticket.release()
+        if fault is not None:
+            self._end(ticket, "failed", fault)
+            return
+        self._count["copied_bytes"] += part.nbytes
+        ticket.bytes_done = ticket.fragments[part.stop - 1].stop
+        if part.stop == len(ticket.fragments):
+            self._end(ticket, "done")
 
     def _end(self, ticket: Ticket, state: State, fault: BaseException | None = None) -> bool:
         """Put the transfer into its last state; False where it is in one already."""
         with self._lock:
             if ticket.state not in OPEN:
                 return False
-            if not ticket.enqueued:
+            if ticket.taken < len(ticket.fragments):
                 self._dequeue(ticket)
             # Without its traceback, whose frames refer to the memory that was copied.
             ticket.state, ticket.fault = state, fault and fault.with_traceback(None)
@@ -385,3 +306,16 @@ class Lane:
             heapify(self._queue)
         if 2 * len(self._queue) <= self._limit:
             self._room.notify_all()
+
+
+def _tell(part: Part) -> RuntimeError | None:
+    """Let who listens know of the layers that have arrived with it; what that raised."""
+    ticket = part.ticket
+    stop = ticket.fragments[part.stop - 1].stop
+    layers = range(ticket.bytes_done // ticket.layer_bytes, stop // ticket.layer_bytes)
+    try:
+        if layers and ticket.state == "moving" and ticket.landed is not None:
+            ticket.landed(layers)
+    except RuntimeError as raised:
+        return raised
+    return None

@@ -109,8 +109,12 @@ class VerifyingMover:
 
     def take(self, chunk_id: str, source: Tier) -> KVChunk:
         """See `Mover.take`."""
-        chunk = source.get(chunk_id)
-        chunk = replace(chunk, encoded=chunk.encoded.over(self._staging.hold(chunk.encoded.payload_LN)))
+        chunk, link = source.get(chunk_id), self._crossing
+        room_LN = self._staging.room(chunk.encoded.payload_LN)
+        if link is not None and source is link.host:
+            return link.aside(chunk, room_LN)
+        room_LN.copy_(chunk.encoded.payload_LN)
+        chunk = replace(chunk, encoded=chunk.encoded.over(room_LN))
         chunk.verify()
         return chunk
 

@@ -28,6 +28,7 @@ from worldkv.runs.batch import Batch, BatchRollout, Outline, Took, batches, outl
 from worldkv.runs.episodes import to_worlds
 from worldkv.runs.memory import open_memory, pin_faults
 from worldkv.runs.meter import Meter
+from worldkv.runs.settled import settled
 from worldkv.stats import MemoryStats
 
 Progress = Callable[[str, int, int], None]
@@ -80,7 +81,7 @@ def generate(
     ahead = outline(config, model)
     run_folder.check(config, resume=resume)
     progress("opening the memory", 0, 1)
-    with closing(open_memory(config.memory, model, listener=meter.listener)) as memory:
+    with closing(open_memory(config.memory, model, listener=meter.listener)) as memory, settled():
         folder = run_folder.claim(config, resume=resume)
         with open_dataset(folder, ahead, resume=resume) as writer:
             work = _Work(config, model, ahead.chunks, writer, memory, folder, progress, warn, meter)

@@ -70,9 +70,10 @@ def open_memory(
 
 
 def pin_faults(memory: ChunkMemory) -> list[str]:
-    """Where host memory could not be pinned: it serves all the same, only slower."""
+    """Where host memory could not be pinned, or a GPU computes no digests: all serves the same, only slower."""
     faults = [tier.pin_fault for tier in memory.tiers if isinstance(tier, HostTier)]
-    return [
+    undigested = [tier.digest_fault for tier in memory.tiers if isinstance(tier, DeviceTier)]
+    return [f"{fault}; the host computes them, which is slower" for fault in undigested if fault is not None] + [
         f"{fault}; copies to and from the rest are slower: lower its capacity_mib, or raise the limit on locked memory "
         f"(ulimit -l)"
         for fault in faults
@@ -85,7 +86,7 @@ def _open(config: TierConfig, device: torch.device) -> Tier:
     if config.name == "node":
         raise ConfigError("tier node: there is one only in a cluster; leave it out, or run in one")
     if config.folder is not None:
-        return DiskTier.open(config.name, config.folder, capacity_bytes)
+        return DiskTier.open(config.name, config.folder, capacity_bytes, keeps=config.keeps)
     if config.url is not None:
         return open_durable_tier(config.name, config.url, capacity_bytes)
     if device.type != "cuda":

@@ -43,6 +43,7 @@ from worldkv.runs.folder import write_whole
 from worldkv.runs.memory import open_memory
 from worldkv.runs.memory_check import Probe, check_places, check_room, check_windows, chunk_bytes
 from worldkv.runs.play_config import PlayConfig, PlayedModel, PlayInputs
+from worldkv.runs.settled import settled
 from worldkv.session import Session, open_session
 from worldkv.writable import check_writable
 
@@ -152,6 +153,7 @@ def _records(model: WanModel, prepared: Prepared, config: PlayConfig, progress: 
     with (
         closing(open_memory(config.memory, model)) as memory,
         closing(begin(model, memory, prepared, config)) as session,
+        settled(),
     ):
         for (record,) in rollout(model, [session], levels=model.schedule):
             records.append(record)

@@ -36,10 +36,10 @@ class AtOnce(Executor):
         return future
 
 
-@pytest.fixture
-def crossing():
+@pytest.fixture(params=[False, True], ids=["digests by the host", "digests by the device"])
+def crossing(request):
     tiers = (DeviceTier.open("device", CPU, 16 * 4096), HostTier.open("host", 16 * 4096))
-    crossing = Crossing(TransferEngine(PlainLink(), PlainLink()), *tiers, AtOnce())
+    crossing = Crossing(TransferEngine(PlainLink(), PlainLink()), *tiers, AtOnce(), request.param)
     yield crossing
     gc.collect()
     for tier in tiers:
@@ -91,7 +91,7 @@ def test_asked_again_a_transfer_gives_the_same_chunk(crossing, new_chunk):
 
 
 def test_a_transfer_that_failed_refers_to_no_memory(crossing, new_chunk, monkeypatch):
-    def broken(link, destination_N, source_N, after):
+    def broken(link, destinations, sources, after):
         raise RuntimeError("the link is broken")
 
     monkeypatch.setattr(PlainLink, "copy", broken)
@@ -110,8 +110,8 @@ def test_a_transfer_that_failed_refers_to_no_memory(crossing, new_chunk, monkeyp
 class Lazy:
     """A link, and the end of its last copy, which lands when somebody waits for it to be over."""
 
-    def copy(self, destination_N, source_N, after):
-        destination_N.copy_(source_N)
+    def copy(self, destinations, sources, after):
+        PlainLink().copy(destinations, sources, after)
         return self
 
     def done(self):
@@ -146,7 +146,7 @@ def test_digests_leave_nothing_referred_to_once_they_are_known(crossing, new_chu
     link.host.put(chunk)
     link.up(chunk.id).chunk()
     link.down_again(chunk.id).chunk()
-    assert kept
+    assert bool(kept) != link.device_digests
     assert not link.host.lent(chunk.id)
     assert not link.device.lent(chunk.id)
 
@@ -162,6 +162,36 @@ def test_what_was_damaged_on_the_host_does_not_reach_the_device(crossing, new_ch
     del ascent
     gc.collect()
     assert crossing.device.used_bytes == 0
+
+
+def test_what_was_damaged_on_its_way_up_is_found_where_the_device_computes_digests(crossing, new_chunk):
+    class Noisy(PlainLink):
+        def copy(self, destinations, sources, after):
+            mark = super().copy(destinations, sources, after)
+            destinations[0].view(-1)[5] ^= 1
+            return mark
+
+    chunk, noisy = new_chunk(), Noisy()
+    link = replace(crossing, engine=TransferEngine(noisy, noisy), device_digests=True)
+    link.host.put(chunk)
+    with pytest.raises(ChunkCorrupt, match="layer 0"):
+        link.up(chunk.id).chunk()
+    assert chunk.id not in link.device
+
+
+def test_a_chunk_set_aside_is_a_verified_copy_that_needs_its_tier_no_more(crossing, new_chunk):
+    chunk, other = new_chunk(), new_chunk(1)
+    room_LN = torch.zeros_like(chunk.encoded.payload_LN)
+    crossing.host.put(chunk)
+    crossing.host.put(other)
+    aside = crossing.aside(crossing.host.get(chunk.id), room_LN)
+    assert not crossing.host.lent(chunk.id)
+    crossing.host.remove(chunk.id)
+    aside.verify()
+    assert (aside.id, aside.encoded.payload_LN.data_ptr()) == (chunk.id, room_LN.data_ptr())
+    crossing.host.get(other.id).encoded.payload_LN[1, 5] ^= 1
+    with pytest.raises(ChunkCorrupt, match="layer 1"):
+        crossing.aside(crossing.host.get(other.id), room_LN)
 
 
 def test_what_was_damaged_on_the_device_does_not_reach_the_host(crossing, new_chunk):

@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -385,3 +386,20 @@ def test_whatever_fails_the_books_hold_and_no_wrong_byte_is_given(new_chunk, tmp
         assert tier.check() == []
         assert tier.used_bytes == sum(tier.cost_bytes(chunk) for chunk in chunks if chunk.id in tier)
     tier.close()
+
+
+def test_only_what_a_later_process_shall_find_waits_for_the_medium(tmp_path, new_chunk, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor) or real(descriptor))
+    counts = {}
+    for keeps in (True, False):
+        with closing(DiskTier.open("disk", tmp_path / str(keeps), 2**20, keeps=keeps)) as tier:
+            assert synced, "the claim is durable in any case"
+            synced.clear()
+            tier.put(new_chunk())
+            tier.get(new_chunk().id).verify()
+            tier.also_name(new_chunk().id, ["of old"])
+            tier.remove(new_chunk().id)
+            counts[keeps] = len(synced)
+    assert (counts[True] > 0, counts[False]) == (True, 0)

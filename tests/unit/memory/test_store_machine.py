@@ -161,12 +161,17 @@ def slab_tiers(size: int, clock):
     return tiers, VerifyingMover(clock=clock)
 
 
-def linked_tiers(size: int, clock):
+def linked_tiers(size: int, clock, *, device_digests: bool = False):
     """Of slabs, two of which exchange chunks through a transfer engine that works inline."""
     tiers, _ = slab_tiers(size, clock)
     tiers[1].verbs = ("put", "remove")  # a crossing trusts that it can refer to what it has just published
     engine = TransferEngine(PlainLink(), PlainLink(), clock=clock)
-    return tiers, VerifyingMover(Crossing(engine, *tiers[:2], ThreadPoolExecutor(1)), clock)
+    return tiers, VerifyingMover(Crossing(engine, *tiers[:2], ThreadPoolExecutor(1), device_digests), clock)
+
+
+def verified_there_tiers(size: int, clock):
+    """As `linked_tiers`, but what comes up is verified where it arrives."""
+    return linked_tiers(size, clock, device_digests=True)
 
 
 def slow_tiers(size: int, clock):
@@ -176,7 +181,7 @@ def slow_tiers(size: int, clock):
     return tiers, VerifyingMover(clock=clock, readers=Patient())
 
 
-KINDS_OF_TIERS = [resident_tiers, slab_tiers, linked_tiers, slow_tiers]
+KINDS_OF_TIERS = [resident_tiers, slab_tiers, linked_tiers, verified_there_tiers, slow_tiers]
 
 
 def rules_of(size: int) -> list[TierRules]:
@@ -222,7 +227,8 @@ class World:
         if folder is not None:
             tiers[2] = DiskTier.open("last", folder, 6 * 4096)
         self.host = tiers[1]
-        self.readers, self.linked = mover._readers, mover._crossing is not None
+        self.readers = mover._readers
+        self.blind = mover._crossing is not None and not mover._crossing.device_digests
         self.expected: list[Expected] = []
         self.memory = ChunkMemory(tiers, "weights-a", rules_of(size), mover)
         self.reading: list[tuple[KVChunk, torch.Tensor]] = []
@@ -371,7 +377,7 @@ class World:
 
     def damage(self, rng: random.Random) -> None:
         ids = list(self.host.ids())
-        if ids and not (self.linked and self.expected):  # between digest and copy nobody could notice it
+        if ids and not (self.blind and self.expected):  # between digest and copy nobody could notice it
             chunk_id = rng.choice(ids)
             self.reading = [(chunk, seen) for chunk, seen in self.reading if chunk.id != chunk_id]
             self.flip(self.host, chunk_id)

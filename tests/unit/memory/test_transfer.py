@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldkv.errors import TransferError
-from worldkv.memory.lane import Copy
+from worldkv.memory.ticket import Copy
 from worldkv.memory.tiers.device import DeviceTier
 from worldkv.memory.transfer import PlainLink, TransferEngine
 
@@ -42,12 +42,12 @@ class SlowLink:
     marks: list[Later] = field(default_factory=list)
     broken: int | None = None
 
-    def copy(self, destination_N, source_N, after):
+    def copy(self, destinations, sources, after):
         if self.broken == len(self.marks):
             raise RuntimeError("the link is down")
         for mark in after:
             mark.wait()
-        self.marks.append(Later(lambda: destination_N.copy_(source_N)))
+        self.marks.append(Later(lambda: PlainLink().copy(destinations, sources, ())))
         return self.marks[-1]
 
 
@@ -112,6 +112,85 @@ def test_the_earlier_deadline_goes_first_and_overtakes_what_moves():
     assert (first.state, second.state) == ("moving", "done")
     first.wait()
     assert slack.destination_LN.equal(slack.source_LN)
+
+
+@pytest.fixture
+def three_in_a_haul(monkeypatch):
+    """Of the payloads of these tests."""
+    monkeypatch.setattr("worldkv.memory.fragments.FRAGMENT_BYTES", 3 * payload().nbytes)
+
+
+@pytest.mark.usefixtures("three_in_a_haul")
+def test_short_payloads_travel_together_by_one_call_of_the_link():
+    link = SlowLink()
+    engine, copies = inline(link), [down(seed) for seed in range(7)]
+    tickets = engine.submit_all(copies)
+    tickets[2].wait()
+    assert (len(link.marks), [ticket.state for ticket in tickets[:4]]) == (3, ["done"] * 3 + ["moving"])
+    for copy, ticket in zip(copies, tickets, strict=True):
+        ticket.wait()
+        assert copy.destination_LN.equal(copy.source_LN)
+    stats = engine.stats().down
+    assert (stats.hauls, stats.done, stats.copied_bytes) == (3, 7, 7 * payload().nbytes)
+
+
+@pytest.mark.usefixtures("three_in_a_haul")
+def test_in_a_haul_only_what_is_wanted_and_in_time_moves():
+    now, link = [0.0], SlowLink()
+    engine, copies = inline(link, clock=lambda: now[0]), [down(seed, deadline=seed) for seed in range(1, 6)]
+    tickets = engine.submit_all(copies)
+    tickets[2].cancel()
+    now[0] = 1.0
+    while engine.step("down"):
+        pass
+    assert [ticket.state for ticket in tickets] == ["late", "done", "cancelled", "done", "done"]
+    assert [bool(copy.destination_LN.any()) for copy in copies] == [False, True, False, True, True]
+    assert engine.stats().down.hauls == 1
+
+
+@pytest.mark.usefixtures("three_in_a_haul")
+def test_what_fails_in_a_haul_is_one_transfer_where_it_is_the_listener_and_all_where_it_is_the_link():
+    def landed(layers):
+        raise RuntimeError("no more threads")
+
+    engine = inline()
+    tickets = engine.submit_all([down(1), down(2, landed=landed), down(3)])
+    while engine.step("down"):
+        pass
+    assert [ticket.state for ticket in tickets] == ["done", "failed", "done"]
+    engine = inline(SlowLink(broken=0))
+    tickets = engine.submit_all([down(1), down(2), down(3), down(4)])
+    engine.step("down")
+    assert [ticket.state for ticket in tickets] == ["failed"] * 3 + ["queued"]
+    assert [ticket.sources for ticket in tickets[:3]] == [()] * 3
+    books_balance(engine.stats())
+
+
+@pytest.mark.usefixtures("three_in_a_haul")
+def test_what_a_haul_waits_for_is_waited_for_before_any_of_it_moves():
+    first, second, order = down(1), down(2), []
+
+    class Before(Later):
+        def wait(self):
+            order.append(bool(first.destination_LN.any() or second.destination_LN.any()))
+
+    engine, mark = inline(), Before(None)
+    engine.submit_all([Copy(c.source_LN, c.destination_LN, "down", after=(mark,)) for c in (first, second)])[1].wait()
+    assert order == [False]  # asked once for both
+
+
+def test_many_at_once_wait_for_room_and_go_both_ways():
+    copies = [Copy(payload(i), torch.zeros_like(payload()), ("down", "up")[i % 2]) for i in range(50)]
+    engine = inline(queue_limit=2)
+    tickets = engine.submit_all(copies)
+    assert engine.stats().down.queued == engine.stats().up.queued == 2
+    for copy, ticket in zip(copies, tickets, strict=True):
+        ticket.wait()
+        assert copy.destination_LN.equal(copy.source_LN)
+    assert engine.submit_all([]) == []
+    engine.close()
+    with pytest.raises(TransferError, match="closed"):
+        engine.submit_all(copies)
 
 
 def test_equal_deadlines_keep_their_order():
@@ -301,9 +380,16 @@ def test_a_thread_that_dies_leaves_nobody_waiting():
             st.tuples(st.just("cancel"), st.integers(0, 20).map(float)),
         ),
         max_size=60,
-    )
+    ),
+    st.sampled_from([16, 40, 200]),
 )
-def test_the_books_balance_and_only_what_is_done_is_whole(steps):
+def test_the_books_balance_and_only_what_is_done_is_whole(steps, haul_bytes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worldkv.memory.fragments.FRAGMENT_BYTES", haul_bytes)
+        _play(steps)
+
+
+def _play(steps):
     now, link = [0.0], SlowLink()
     engine = inline(link, queue_limit=3, clock=lambda: now[0])
     tickets, copies = [], []
@@ -344,9 +430,9 @@ def test_a_ticket_that_is_done_keeps_no_memory():
 
 def test_what_is_cancelled_while_its_fragment_is_being_enqueued_keeps_its_memory_until_that_lands():
     class Cancelling(SlowLink):
-        def copy(self, destination_N, source_N, after):
+        def copy(self, destinations, sources, after):
             assert ticket.cancel()
-            return super().copy(destination_N, source_N, after)
+            return super().copy(destinations, sources, after)
 
     engine, copy = inline(Cancelling()), down()
     ticket = engine.submit(copy)

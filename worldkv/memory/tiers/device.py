@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from worldkv.errors import ConfigError
-from worldkv.memory.lane import Mark
+from worldkv.memory import digests
+from worldkv.memory.ticket import Mark
 from worldkv.memory.tiers.extents import Extent
 from worldkv.memory.tiers.slab import GRAIN_BYTES, HostSlab, SlabTier, slide
 from worldkv.memory.transfer import fence
@@ -36,6 +37,11 @@ class DeviceTier(SlabTier):
             )
         return cls(name, CudaSlab(torch.empty(capacity_bytes, dtype=torch.uint8, device=device)))
 
+    @property
+    def digest_fault(self) -> str | None:
+        """Why the GPU does not compute its chunks' digests; then the host does, at the cost of a copy."""
+        return digests.fault(self._slab.device) if isinstance(self._slab, CudaSlab) else None
+
 
 class CudaSlab:
     """Memory of one GPU."""
@@ -47,6 +53,11 @@ class CudaSlab:
     def nbytes(self) -> int:
         """Its size."""
         return self._memory_N.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU."""
+        return self._memory_N.device
 
     def span(self, extent: Extent) -> object:
         """See `Slab.span`."""

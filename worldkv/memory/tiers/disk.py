@@ -1,7 +1,8 @@
 """A tier of files, one per chunk, that survives restarts.
 
 - A chunk is here once its file is whole, on the medium and named, and not before: temporary name, fsync, rename, fsync
-  of the folder. A crash leaves the chunk absent or complete, and at most a temporary file that the next start removes.
+  of the folder; no fsync where nobody shall find it once the process has ended. A crash leaves the chunk absent or
+  complete, and at most a temporary file that the next start removes.
 - Bytes on disk never pass the capacity: they are reserved before they are written, the quarantine lies in what is
   left over, and what a start finds beyond the capacity (it was lowered) goes, oldest first.
 - Every read is verified, and must give the chunk that was asked for.
@@ -26,7 +27,7 @@ import torch
 from worldkv.errors import CapacityError, ChunkCorrupt, ChunkNotFound, ConfigError, TransferError, WorldKVError
 from worldkv.memory.chunk import KVChunk
 from worldkv.memory.format import Source
-from worldkv.memory.tiers.filesystem import Disk, FileFound
+from worldkv.memory.tiers.filesystem import Disk, FileFound, ScratchDisk
 from worldkv.memory.tiers.folder import QUARANTINE, SUBFOLDERS, claim
 from worldkv.memory.tiers.ledger import Ledger
 from worldkv.memory.tiers.names import CHUNK_NAME, NAME_FILE, PART_NAME, PART_SUFFIX, SUFFIX, Names, name_file
@@ -64,16 +65,19 @@ class DiskTier:
         self._aside = Quarantine(self._delete_aside)
 
     @classmethod
-    def open(cls, name: str, folder: Path, capacity_bytes: int, disk: Disk | None = None) -> DiskTier:
+    def open(
+        cls, name: str, folder: Path, capacity_bytes: int, disk: Disk | None = None, *, keeps: bool = True
+    ) -> DiskTier:
         """Claim the folder, clear what crashes left, and find the chunks that are there; reads no chunk.
 
+        `keeps`: whether a later process shall find the chunks; else nothing but the claim waits for the medium.
         Raises ConfigError where the folder is someone else's or in use, OutputError where it cannot be written, and
         TransferError where it cannot be read.
         """
         if capacity_bytes < PAGE_BYTES:
             raise ConfigError(f"tier {name}: a capacity of {capacity_bytes} bytes; at least {PAGE_BYTES} are needed")
         disk = disk or Disk()
-        tier = cls(name, folder, capacity_bytes, disk, claim(folder, name, disk))
+        tier = cls(name, folder, capacity_bytes, disk if keeps else ScratchDisk(), claim(folder, name, disk))
         scanned = False
         try:
             tier._scan()

@@ -74,7 +74,7 @@ class Disk:
                 self.reach(FailPoint.WRITE_PAYLOAD if place else FailPoint.WRITE_HEAD, path)
                 _write_all(descriptor, memoryview(piece))
             self.reach(FailPoint.SYNC_FILE, path)
-            os.fsync(descriptor)
+            self.sync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -152,9 +152,23 @@ class Disk:
         """Bring the names in a folder to the medium."""
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            self.sync(descriptor)
         finally:
             os.close(descriptor)
+
+    def sync(self, descriptor: int) -> None:
+        """Bring the open file or folder to the medium."""
+        os.fsync(descriptor)
+
+
+class ScratchDisk(Disk):
+    """For what nobody reads after this process: nothing waits for the medium, which a power cut leaves as it may."""
+
+    def sync(self, descriptor: int) -> None:
+        """Not here: what the file system holds is there for as long as the process is."""
+
+    def sync_folder(self, folder: Path) -> None:
+        """Neither."""
 
 
 def _write_all(descriptor: int, piece: memoryview) -> None:

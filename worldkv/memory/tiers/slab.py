@@ -23,7 +23,7 @@ from torch import Tensor
 
 from worldkv.errors import CapacityError, ChunkNotFound, TransferError
 from worldkv.memory.chunk import KVChunk
-from worldkv.memory.lane import Mark
+from worldkv.memory.ticket import Mark
 from worldkv.memory.tiers.extents import Extent, Extents
 
 # The size of a page; less than 1 % of any chunk worth keeping.
