@@ -24,7 +24,7 @@ rollout of a minute of video takes about so long."""
 class Service(NamedTuple):
     """Whom to serve."""
 
-    order: list[int]
+    order_P: Ints
     """Rows of pending sessions, the next one first."""
     reserved: int
     """How many of the first are within their tenants' reservations."""
@@ -37,7 +37,7 @@ def service_order(view: ClusterView, total: Resources, starving_seconds: float =
     """
     pending, tenants = view.pending, view.pending.tenants
     if not len(pending):
-        return Service([], 0)
+        return Service(np.empty(0, np.int64), 0)
     entitled = [view.tenants.get(tenant, TenantView()) for tenant in tenants]
     queue_P = _queues(pending, view.now_seconds - starving_seconds)
     tenant_P = pending.tenant_P[queue_P]
@@ -52,7 +52,7 @@ def service_order(view: ClusterView, total: Resources, starving_seconds: float =
     # Stable, and queues are sorted: equal sessions are served in the same order on every machine.
     order_P = np.lexsort((share_P, ~reserved_P))
     served_P = order_P[within_P[order_P]]
-    return Service(queue_P[served_P].tolist(), int(reserved_P[served_P].sum()))
+    return Service(queue_P[served_P], int(reserved_P[served_P].sum()))
 
 
 def used_by_tenant(running: RunningTable, tenants: Sequence[str]) -> Floats:
