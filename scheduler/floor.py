@@ -104,18 +104,15 @@ class Floor:
 
     def take_near(self, needs: Sequence[int], near: Mapping[str, int], settings: NearSettings) -> str | None:
         """The worker with most of a session's bytes, weighed against its load; None where the emptiest is better."""
+        slots, device, host = needs
+        has_slots, has_device, has_host, load_of = self._slots, self._device, self._host, self._load
         best, cheapest = -1, math.inf
         for place, nbytes in near.items():
-            if place in self._number:
-                numbers = [self._number[place]]
-            else:
-                node = self._node_number.get(place)
-                numbers = [] if node is None else self._on_node[node]
             saved = nbytes / settings.near_bytes_per_second
-            for number in numbers:
-                if not self._has_room(number, needs) or self._kept_K[self._nodes[number]]:
+            for number in self._at(place):
+                if has_slots[number] < slots or has_device[number] < device or has_host[number] < host:
                     continue
-                load = self._load[number]
+                load = load_of[number]
                 cost = load * settings.load_seconds - saved
                 if cost < cheapest or (cost == cheapest and number < best):
                     best, cheapest = number, cost
@@ -125,6 +122,14 @@ class Floor:
             return None
         self._take(best, needs)
         return self._name[best]
+
+    def _at(self, place: str) -> Sequence[int]:
+        """The worker, or the node's workers, on which new sessions may start."""
+        number = self._number.get(place)
+        if number is not None:
+            return () if self._kept_K[self._nodes[number]] else (number,)
+        node = self._node_number.get(place)
+        return () if node is None or self._kept_K[node] else self._on_node[node]
 
     def take_emptiest(self, needs: Sequence[int], count: int) -> list[str]:
         """Workers for up to `count` sessions with equal needs: always the emptiest, domain by domain in turn."""
@@ -138,10 +143,11 @@ class Floor:
         load_n = load_W[worker_n] + turn_n
         order_n = np.lexsort((self._rank(load_W)[worker_n], load_n))[:count]
         numbers_n = worker_n[order_n]
-        numbers = numbers_n.tolist()
-        for number in numbers:
-            self._take(number, needs)
-        return [self._name[number] for number in numbers]
+        taken_W = np.bincount(numbers_n, minlength=len(load_W))
+        self._slots, self._device, self._host = (free_W3 - taken_W[:, None] * needs_3).T.tolist()
+        self._load = (load_W + taken_W).tolist()
+        self.free_slots -= needs[0] * len(numbers_n)
+        return [self._name[number] for number in numbers_n.tolist()]
 
     def _rank(self, load_W: Ints) -> Ints:
         """Order of equally loaded workers: all domains before one comes again, or whole nodes last for gangs' sake."""
