@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.forecast import Forecast
-from scheduler.snapshot import Bools, Floats, Ints, SessionView
+from scheduler.snapshot import Bools, Floats, Ints, Recall, SessionView
 from worldkv.camera.nearness import mean_pose_distances
 
 SCREENED = 256
 """With more candidates only a shortlist is ranked exactly; with fewer that would cost more than it saves."""
 SHORTLIST = 4
 """Candidates per query and retrieved chunk that float32 distances put first: their error is 1e-6."""
+
+ROTATION_PART = np.pad(np.ones((3, 3)), (0, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,25 +46,21 @@ def predict_revisits(session: SessionView, forecast: Forecast) -> Revisits:
     if not ahead or not past or not session.recall.retrieved_chunks:
         return nothing
     chunk_M, pose_M44 = _candidates(session, forecast)
-    query_44 = forecast.pose_QH44.reshape(-1, 4, 4)
-    first = session.recall.sink_chunks
-    stop_H = session.chunk + np.arange(ahead) - session.recall.recent_chunks
-    allowed_HM = (chunk_M >= first) & (chunk_M < stop_H[:, None])
-    allowed_qM = np.tile(allowed_HM, (len(forecast.pose_QH44), 1))
-    recall = session.recall
-    place_n, distance_qn = _distances(
-        pose_M44, query_44, allowed_qM, recall.retrieved_chunks, by_yaw=recall.ranking == "yaw"
-    )
-    if not len(place_n):
+    # Ascending, so what may be retrieved for a window is a slice: neither sink nor recent.
+    start = int(np.searchsorted(chunk_M, session.recall.sink_chunks))
+    stop_H = np.searchsorted(chunk_M, session.chunk + np.arange(ahead) - session.recall.recent_chunks) - start
+    if stop_H[-1] <= 0:
         return nothing
+    ranked_n44 = pose_M44[start : start + int(stop_H[-1])]
+    place_n, distance_qn = _distances(ranked_n44, forecast.pose_QH44, stop_H, session.recall)
+    place_n += start
     chosen_qn = _nearest(distance_qn, session.recall.retrieved_chunks)
     weight_q = forecast.probability_QH.reshape(-1)
     chance_Hn = (chosen_qn * weight_q[:, None]).reshape(-1, ahead, len(place_n)).sum(axis=0)
     known_n = place_n < past
     chance_HN, nearness_N = np.zeros((ahead, past)), np.zeros(past)
     chance_HN[:, place_n[known_n]] = chance_Hn[:, known_n]
-    finite_qn = np.where(np.isfinite(distance_qn), distance_qn, 1.0)
-    nearness_N[place_n[known_n]] = 1 - finite_qn[:, known_n].min(axis=0)
+    nearness_N[place_n[known_n]] = 1 - np.minimum(distance_qn.min(axis=0), 1.0)[known_n]
     return Revisits(chance_HN, nearness_N, deadline_H)
 
 
@@ -79,28 +77,31 @@ def _candidates(session: SessionView, forecast: Forecast) -> tuple[Ints, Floats]
     )
 
 
-def _distances(
-    pose_M44: Floats, query_q44: Floats, allowed_qM: Bools, count: int, *, by_yaw: bool
-) -> tuple[Ints, Floats]:
-    """Candidates worth ranking, and their distances to each query [q, n]; infinite where not allowed."""
-    place_n = np.flatnonzero(allowed_qM.any(axis=0))
-    if len(place_n) > max(SCREENED, 4 * SHORTLIST * count) and not by_yaw:
-        listed = _shortlist(pose_M44[place_n], query_q44, allowed_qM[:, place_n], SHORTLIST * count)
-        place_n = place_n[listed]
-    return place_n, mean_pose_distances(pose_M44[place_n], query_q44, allowed_qM[:, place_n], by_yaw=by_yaw)
+def _distances(pose_n44: Floats, pose_QH44: Floats, stop_H: Ints, recall: Recall) -> tuple[Ints, Floats]:
+    """Candidates worth ranking, and their distances to each query [q, n]; infinite from `stop_H` on, and at others."""
+    query_q44, by_yaw = pose_QH44.reshape(-1, 4, 4), recall.ranking == "yaw"
+    listed_n = np.arange(len(pose_n44))
+    if len(pose_n44) > max(SCREENED, 4 * SHORTLIST * recall.retrieved_chunks) and not by_yaw:
+        listed_n = _shortlist(pose_n44, query_q44, stop_H, SHORTLIST * recall.retrieved_chunks)
+        pose_n44 = pose_n44[listed_n]
+    allowed_qn = np.tile(listed_n < stop_H[:, None], (len(pose_QH44), 1))
+    return listed_n, mean_pose_distances(pose_n44, query_q44, allowed_qn, by_yaw=by_yaw)
 
 
-def _shortlist(pose_n44: Floats, query_q44: Floats, allowed_qn: Bools, count: int) -> Ints:
+def _shortlist(pose_n44: Floats, query_q44: Floats, stop_H: Ints, count: int) -> Ints:
     """Places of all that may be among the nearest to a query, or hold the maximum that distances are divided by."""
     middle_3 = query_q44[0, :3, 3]
-    at_n3 = (pose_n44[:, :3, 3] - middle_3).astype(np.float32)
+    at_3n = (pose_n44[:, :3, 3].T - middle_3[:, None]).astype(np.float32)
     at_q3 = (query_q44[:, :3, 3] - middle_3).astype(np.float32)
-    turn_n9 = pose_n44[:, :3, :3].reshape(-1, 9).astype(np.float32)
-    turn_q9 = query_q44[:, :3, :3].reshape(-1, 9).astype(np.float32)
-    length_sq_qn = (at_q3 * at_q3).sum(axis=1)[:, None] + (at_n3 * at_n3).sum(axis=1) - 2 * (at_q3 @ at_n3.T)
-    angle_qn = np.arccos(np.clip((turn_q9 @ turn_n9.T - 1) / 2, -1, 1))
-    length_sq_qn *= allowed_qn
-    angle_qn *= allowed_qn
+    # Of all 16 numbers of a pose, which lie side by side, only those of the rotation count.
+    turn_q16 = (query_q44 * ROTATION_PART).reshape(-1, 16).astype(np.float32)
+    turn_qn = turn_q16 @ np.ascontiguousarray(pose_n44).reshape(-1, 16).astype(np.float32).T
+    away_n = at_3n[0] * at_3n[0] + at_3n[1] * at_3n[1] + at_3n[2] * at_3n[2]
+    length_sq_qn = (at_q3 * at_q3).sum(axis=1)[:, None] + away_n - 2 * (at_q3 @ at_3n)
+    angle_qn = np.arccos(np.clip((turn_qn - 1) / 2, -1, 1))
+    ahead = len(stop_H)
+    for step, stop in enumerate(stop_H.tolist()):
+        length_sq_qn[step::ahead, stop:] = angle_qn[step::ahead, stop:] = 0
     longest_q, widest_q = length_sq_qn.argmax(axis=1), angle_qn.argmax(axis=1)
     rows_q = np.arange(len(query_q44))
     length_sq_qn /= np.maximum(length_sq_qn[rows_q, longest_q], np.float32(1e-30))[:, None]
@@ -108,7 +109,8 @@ def _shortlist(pose_n44: Floats, query_q44: Floats, allowed_qn: Bools, count: in
     score_qn = length_sq_qn + angle_qn
     # Of a camera that stood still the newest come first, as in the ranking: a slope far below what tells poses apart.
     score_qn -= np.arange(len(pose_n44), dtype=np.float32) * np.float32(1e-6 / len(pose_n44))
-    score_qn[~allowed_qn] = np.inf
+    for step, stop in enumerate(stop_H.tolist()):
+        score_qn[step::ahead, stop:] = np.inf
     # Of the best of twice as many groups at least `count` are as good as the limit: cheaper than sorting all.
     groups = 2 * count
     whole = len(pose_n44) // groups * groups
