@@ -99,8 +99,9 @@ class Habits:
         self._learned += 1
         for kind in {*kinds, *(() if self.run is None else (self.run.kind,))}:
             self._habits.pop(kind, None)
-        if self._learned % REFRESHED_EVERY == 0:
-            self._habits.clear()
+        # Not all at once: no plan should pay for all of them.
+        for kind in [kind for kind in self._habits if (self._learned + kind) % REFRESHED_EVERY == 0]:
+            del self._habits[kind]
         for kind, screw_6 in zip(kinds, screw_F6, strict=True):
             self._step(kind, screw_6)
 
@@ -195,8 +196,10 @@ class Habits:
         # Most ways change once or twice: what none of them reaches need not be walked.
         last = 1 + int((until_QC < latent_S[-1]).any(axis=0).sum())
         kind_QC, until_QC = kind_QC[:, :last], until_QC[:, :last]
-        own_QC1 = self.own.frames_A[kind_QC][..., None] > 0
-        screw_QC6 = np.where(own_QC1, self.own.screw_A6[kind_QC], self.tenant.screw_A6[kind_QC])
+        screw_QC6 = self.own.screw_A6[kind_QC]
+        unknown_QC = self.own.frames_A[kind_QC] == 0
+        if unknown_QC.any():
+            screw_QC6[unknown_QC] = self.tenant.screw_A6[kind_QC[unknown_QC]]
         screw_QC6[kind_QC == self.run.kind] = self.run.screw_6
         since_QC = np.concatenate([np.zeros((len(kind_QC), 1), np.int64), until_QC[:, :-1]], axis=1)
         held_QCS = (np.minimum(latent_S, until_QC[..., None]) - since_QC[..., None]).clip(0).astype(np.float64)

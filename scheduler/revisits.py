@@ -20,7 +20,9 @@ SCREENED = 256
 SHORTLIST = 4
 """Candidates per query and retrieved chunk that float32 distances put first: their error is 1e-6."""
 
-ROTATION_PART = np.pad(np.ones((3, 3)), (0, 1))
+HALF_TRACE = np.diag([0.0, 0.0, 0.0, -0.5])
+HALF_TRACE[:3, :3] = 0.5
+# Times one pose, summed up with another: the cosine of the angle between them.
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +93,19 @@ def _distances(pose_n44: Floats, pose_QH44: Floats, stop_H: Ints, recall: Recall
 def _shortlist(pose_n44: Floats, query_q44: Floats, stop_H: Ints, count: int) -> Ints:
     """Places of all that may be among the nearest to a query, or hold the maximum that distances are divided by."""
     middle_3 = query_q44[0, :3, 3]
-    at_3n = (pose_n44[:, :3, 3].T - middle_3[:, None]).astype(np.float32)
-    at_q3 = (query_q44[:, :3, 3] - middle_3).astype(np.float32)
-    # Of all 16 numbers of a pose, which lie side by side, only those of the rotation count.
-    turn_q16 = (query_q44 * ROTATION_PART).reshape(-1, 16).astype(np.float32)
-    turn_qn = turn_q16 @ np.ascontiguousarray(pose_n44).reshape(-1, 16).astype(np.float32).T
-    away_n = at_3n[0] * at_3n[0] + at_3n[1] * at_3n[1] + at_3n[2] * at_3n[2]
-    length_sq_qn = (at_q3 * at_q3).sum(axis=1)[:, None] + away_n - 2 * (at_q3 @ at_3n)
-    angle_qn = np.arccos(np.clip((turn_qn - 1) / 2, -1, 1))
+    # Squared lengths and cosines each come out of one product: |n|2 - 2 q n + |q|2, and half the trace less a half.
+    at_5n = np.ones((5, len(pose_n44)), np.float32)
+    at_5n[:3] = pose_n44[:, :3, 3].T - middle_3[:, None]
+    at_5n[3] = at_5n[0] * at_5n[0] + at_5n[1] * at_5n[1] + at_5n[2] * at_5n[2]
+    at_q5 = np.ones((len(query_q44), 5), np.float32)
+    at_q5[:, :3] = query_q44[:, :3, 3] - middle_3
+    at_q5[:, 4] = (at_q5[:, :3] * at_q5[:, :3]).sum(axis=1)
+    at_q5[:, :3] *= -2
+    length_sq_qn = at_q5 @ at_5n
+    turn_q16 = (query_q44 * HALF_TRACE).astype(np.float32).reshape(-1, 16)
+    angle_qn = turn_q16 @ pose_n44.astype(np.float32).reshape(-1, 16).T
+    np.clip(angle_qn, -1, 1, out=angle_qn)
+    np.arccos(angle_qn, out=angle_qn)
     ahead = len(stop_H)
     for step, stop in enumerate(stop_H.tolist()):
         length_sq_qn[step::ahead, stop:] = angle_qn[step::ahead, stop:] = 0
@@ -106,7 +113,7 @@ def _shortlist(pose_n44: Floats, query_q44: Floats, stop_H: Ints, count: int) ->
     rows_q = np.arange(len(query_q44))
     length_sq_qn /= np.maximum(length_sq_qn[rows_q, longest_q], np.float32(1e-30))[:, None]
     angle_qn /= np.maximum(angle_qn[rows_q, widest_q], np.float32(1e-30))[:, None]
-    score_qn = length_sq_qn + angle_qn
+    score_qn = np.add(length_sq_qn, angle_qn, out=angle_qn)
     # Of a camera that stood still the newest come first, as in the ranking: a slope far below what tells poses apart.
     score_qn -= np.arange(len(pose_n44), dtype=np.float32) * np.float32(1e-6 / len(pose_n44))
     for step, stop in enumerate(stop_H.tolist()):
