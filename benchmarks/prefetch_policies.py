@@ -59,9 +59,12 @@ def one_run(kind: str, name: str, strategy: object, load: list, rates: Rates) ->
         "stall p99": found["stall_ratio_p99"],
         "precision": found["prefetch_precision_ratio"],
         "waste": found["prefetch_waste_ratio"],
+        "waste, staged too": found["prefetch_waste_staged_too_ratio"],
         "lookups": float(world.figures.lookups),
         "prefetched chunks": float(world.figures.prefetched["chunks"]),
         "used chunks": float(world.figures.prefetched["used"]),
+        "staged chunks": float(world.figures.prefetched["staged"]),
+        "used staged chunks": float(world.figures.prefetched["staged_used"]),
         "lookups on the device": float(world.figures.hits["device"]),
     }
 

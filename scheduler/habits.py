@@ -17,12 +17,15 @@ from typing import NamedTuple
 import numpy as np
 
 from scheduler.forecast import Forecast
+from scheduler.retracing import Retracing, new_counts
 from scheduler.snapshot import Floats, Ints, SessionView
 from worldkv.camera.forecast import poses_along, screws
 from worldkv.camera.poses import relative_framewise
 
 CLASSES = 81
 """Turn left, right or neither; the same of pitch, of moving sideways, of moving on."""
+AT_REST = 27 + 9 + 3 + 1
+"""The class of no motion."""
 LONGEST_RUN = 64
 """Frames; what lasts longer is counted as this."""
 TURN_THRESHOLD, MOVE_THRESHOLD = 2e-3, 1e-3
@@ -54,6 +57,8 @@ class Counts:
     screw_A6: Floats = field(default_factory=lambda: np.zeros((CLASSES, 6)))
     """Mean motion per frame of the class."""
     frames_A: Floats = field(default_factory=lambda: np.zeros(CLASSES))
+    undone_K2: Floats = field(default_factory=new_counts)
+    """How often ways back were followed on; see `scheduler.retracing`."""
 
 
 class _Habit(NamedTuple):
@@ -89,13 +94,20 @@ class Habits:
     _habits: dict[int, _Habit] = field(default_factory=dict)
     """Worked out from the counts; forgotten when the session moves so itself, now and then for its tenant's sake."""
     _learned: int = 0
+    _way_back: Retracing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._way_back = Retracing(self.tenant.undone_K2)
 
     def learn(self, c2w_F44: Floats) -> None:
         """Take in poses of consecutive frames, of which the first was the last one of the time before."""
         if len(c2w_F44) < 2:
             return
         screw_F6 = screws(relative_framewise(c2w_F44)[1:])
-        kinds = motion_classes(screw_F6).tolist()
+        kind_F = motion_classes(screw_F6)
+        moved_F = kind_F != AT_REST
+        self._way_back.learn(c2w_F44[1:][moved_F], kind_F[moved_F])
+        kinds = kind_F.tolist()
         self._learned += 1
         for kind in {*kinds, *(() if self.run is None else (self.run.kind,))}:
             self._habits.pop(kind, None)
@@ -126,11 +138,20 @@ class Habits:
         kind_QC, until_QC, weight_Q = self._ways(frames)
         latent_S = np.arange(1, frames + 1).reshape(chunks, -1)[:, :: session.latent_stride].reshape(-1)
         c2w_QS44 = self._walk(session.recent_F44[-1], kind_QC, until_QC, latent_S)
+        c2w_QS44, weight_Q = self._with_way_back(c2w_QS44, weight_Q, latent_S)
         frame_QHf44 = c2w_QS44.reshape(len(weight_Q), chunks, -1, 4, 4)
         # The middle one's rotation is the mean of all where the turn rate is steady, and far cheaper where it is not.
         pose_QH44 = frame_QHf44[:, :, frame_QHf44.shape[2] // 2].copy()
         pose_QH44[..., :3, 3] = frame_QHf44[..., :3, 3].mean(axis=2)
         return Forecast(pose_QH44, np.repeat(weight_Q[:, None], chunks, axis=1), self.name)
+
+    def _with_way_back(self, c2w_QS44: Floats, weight_Q: Floats, latent_S: Ints) -> tuple[Floats, Floats]:
+        """The ways and their probabilities; beside them the way back that the camera is on, if it is on one."""
+        back = self._way_back.ahead(int(latent_S[-1]))
+        if back is None:
+            return c2w_QS44, weight_Q
+        weight_Q = np.append(weight_Q * (1 - back.probability), back.probability)
+        return np.concatenate([c2w_QS44, back.c2w_F44[None, latent_S - 1]]), weight_Q
 
     def _ways(self, frames: int) -> tuple[Ints, Ints, Floats]:
         """Classes [Q, C] of each way, the frame until which each is held, and the ways' probabilities."""

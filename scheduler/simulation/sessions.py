@@ -45,6 +45,8 @@ class Live:
     """On their way to the device."""
     prefetched: set[int] = field(default_factory=set)
     """Brought to the device by prefetch and not used yet."""
+    staged: set[int] = field(default_factory=set)
+    """Brought nearer by prefetch, not to the device, and not used yet."""
     uses: dict[int, list[int]] = field(default_factory=dict)
     """Past chunk -> chunks whose windows retrieve it, ascending."""
     suspend: bool = False
@@ -102,6 +104,8 @@ def make_live(number: int, trace: SessionTrace, tenant: Counts) -> Live:
     latent = trace.c2w_F44[: chunks * trace.frames_per_chunk].reshape(chunks, -1, 4, 4)[:, :: trace.latent_stride]
     pose_C44 = mean_pose(latent)
     wanted = _retrieved(pose_C44, trace)
+    staged: set[int] = field(default_factory=set)
+    """Brought nearer by prefetch, not to the device, and not used yet."""
     uses: dict[int, list[int]] = {}
     for chunk, past in enumerate(wanted):
         for one in past:
