@@ -168,9 +168,7 @@ def _keep_free(view: ClusterView, order_P: Ints, floor: Floor, settings: Placeme
     return floor.kept_free
 
 
-def _suspended(
-    view: ClusterView, placed_P: Bools, slots: int, settings: PlacementSettings
-) -> tuple[str, ...]:
+def _suspended(view: ClusterView, placed_P: Bools, slots: int, settings: PlacementSettings) -> tuple[str, ...]:
     """Who gives way: the latest started of the tenants that have most beyond their share, for those below theirs."""
     pending = view.pending
     needs_P = pending.gang_P * pending.needs_P3[:, 0]

@@ -8,18 +8,22 @@ Shapes: Q ways the camera may go, H chunks ahead, N past chunks, M past chunks a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from scheduler.forecast import Forecast
 from scheduler.snapshot import Bools, Floats, Ints, Recall, SessionView
 from worldkv.camera.nearness import mean_pose_distances
+from worldkv.camera.overlaps import OVERLAP_SHORTLIST, overlapping
 
 SCREENED = 256
 """With more candidates only a shortlist is ranked exactly; with fewer that would cost more than it saves."""
 SHORTLIST = 4
 """Candidates per query and retrieved chunk that float32 distances put first: their error is 1e-6."""
 
+OVERLAP_GUESSED = 32
+"""Chunks among which overlap decides along a way that is only guessed: its error weighs more than theirs."""
 HALF_TRACE = np.diag([0.0, 0.0, 0.0, -0.5])
 HALF_TRACE[:3, :3] = 0.5
 # Times one pose, summed up with another: the cosine of the angle between them.
@@ -54,16 +58,49 @@ def predict_revisits(session: SessionView, forecast: Forecast) -> Revisits:
     if stop_H[-1] <= 0:
         return nothing
     ranked_n44 = pose_M44[start : start + int(stop_H[-1])]
-    place_n, distance_qn = _distances(ranked_n44, forecast.pose_QH44, stop_H, session.recall)
+    rank = _by_overlap if session.recall.ranking == "overlap" else _by_distance
+    place_n, chosen_qn, near_n = rank(ranked_n44, forecast, stop_H, session.recall)
     place_n += start
-    chosen_qn = _nearest(distance_qn, session.recall.retrieved_chunks)
     weight_q = forecast.probability_QH.reshape(-1)
     chance_Hn = (chosen_qn * weight_q[:, None]).reshape(-1, ahead, len(place_n)).sum(axis=0)
     known_n = place_n < past
     chance_HN, nearness_N = np.zeros((ahead, past)), np.zeros(past)
     chance_HN[:, place_n[known_n]] = chance_Hn[:, known_n]
-    nearness_N[place_n[known_n]] = 1 - np.minimum(distance_qn.min(axis=0), 1.0)[known_n]
+    nearness_N[place_n[known_n]] = near_n[known_n]
     return Revisits(chance_HN, nearness_N, deadline_H)
+
+
+class _Ranked(NamedTuple):
+    """What retrieval would choose, of the candidates that come into question."""
+
+    place_n: Ints
+    chosen_qn: Bools
+    near_n: Floats
+    """To the query to which it is nearest: 1 seen from right there, 0 farthest."""
+
+
+def _by_distance(pose_n44: Floats, forecast: Forecast, stop_H: Ints, recall: Recall) -> _Ranked:
+    place_n, distance_qn = _distances(pose_n44, forecast.pose_QH44, stop_H, recall)
+    near_n: Floats = 1 - np.minimum(distance_qn.min(axis=0), 1.0)
+    return _Ranked(place_n, _nearest(distance_qn, recall.retrieved_chunks), near_n)
+
+
+def _by_overlap(pose_n44: Floats, forecast: Forecast, stop_H: Ints, recall: Recall) -> _Ranked:
+    assert recall.frustum is not None
+    ahead, chosen_qn = forecast.chunks, np.zeros((forecast.probability_QH.size, len(pose_n44)), bool)
+    near_n = np.zeros(len(pose_n44))
+    sure = bool((forecast.probability_QH >= 1).all())
+    for number, query_44 in enumerate(forecast.pose_QH44.reshape(-1, 4, 4)):
+        found_n, share_n = overlapping(
+            pose_n44[: stop_H[number % ahead]],
+            query_44,
+            recall.frustum,
+            recall.retrieved_chunks,
+            shortlist=OVERLAP_SHORTLIST if sure else OVERLAP_GUESSED,
+        )
+        chosen_qn[number, found_n] = True
+        near_n[found_n] = np.maximum(near_n[found_n], share_n)
+    return _Ranked(np.arange(len(pose_n44)), chosen_qn, near_n)
 
 
 def _candidates(session: SessionView, forecast: Forecast) -> tuple[Ints, Floats]:
