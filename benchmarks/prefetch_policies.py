@@ -143,9 +143,9 @@ def body(live: list[Row], scripted: list[Row], slow: dict[float, list[Row]], thr
         f"The GPU holds {SIZES.device_chunks} stored chunks, host memory {SIZES.host_chunks}, the disk the rest; "
         "4 chunks retrieved per window. In %: `on time` are retrieved chunks that lay on the device when due; "
         "`stall` is time waited for chunks / time to make chunks, `p99` of one chunk; `precision` and `waste` are of "
-        "prefetched chunks, `staged too` also of those brought to host memory only, which are used if they are asked for "
-        "while they lie there; `of the way` from the stall of `lru` to that of the clairvoyant. The clairvoyant is after "
-        "stalls alone: its precision is no goal of its.",
+        "prefetched chunks, `staged too` also of those brought to host memory only, which are used if they are asked "
+        "for while they lie there; `of the way` from the stall of `lru` to that of the clairvoyant. The clairvoyant is "
+        "after stalls alone: its precision is no goal of its.",
         "Live cameras, held out:",
         markdown_table(HEADS, [cells(row) for row in live]),
         "Scripted, held out:",
@@ -157,8 +157,8 @@ def body(live: list[Row], scripted: list[Row], slow: dict[float, list[Row]], thr
             markdown_table(HEADS, [cells(row) for row in rows if row["strategy"] in ("lru", "planned", "clairvoyant")]),
         ]
     lines += [
-        "The least probability from which a chunk is brought to the device, on the tuning cameras (to host memory it is "
-        f"from {STAGED_PROBABILITY:g} on, or from that if it is less):",
+        "The least probability from which a chunk is brought to the device, on the tuning cameras (to host memory it "
+        f"is from {STAGED_PROBABILITY:g} on, or from that if it is less):",
         markdown_table(HEADS[:-1], [cells(row)[:-1] for row in thresholds]),
     ]
     return "\n\n".join(lines)

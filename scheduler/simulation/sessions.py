@@ -105,8 +105,6 @@ def make_live(number: int, trace: SessionTrace, tenant: Counts) -> Live:
     latent = trace.c2w_F44[: chunks * trace.frames_per_chunk].reshape(chunks, -1, 4, 4)[:, :: trace.latent_stride]
     pose_C44 = mean_pose(latent)
     wanted = _retrieved(pose_C44, trace)
-    staged: set[int] = field(default_factory=set)
-    """Brought nearer by prefetch, not to the device, and not used yet."""
     uses: dict[int, list[int]] = {}
     for chunk, past in enumerate(wanted):
         for one in past:
@@ -133,11 +131,11 @@ def _retrieved(pose_C44: Floats, trace: SessionTrace) -> list[list[int]]:
     if recall.frustum is not None and recall.ranking == "overlap":
         stop_C = np.maximum(index_C - recall.recent_chunks, recall.sink_chunks).tolist()
         past = [pose_C44[recall.sink_chunks : stop] for stop in stop_C]
-        found = [
+        chosen = [
             overlapping(one_n44, query_44, recall.frustum, recall.retrieved_chunks)[0]
             for one_n44, query_44 in zip(past, pose_C44, strict=True)
         ]
-        return [(row_n + recall.sink_chunks).tolist() for row_n in found]
+        return [(row_n + recall.sink_chunks).tolist() for row_n in chosen]
     allowed_CC = (index_C >= recall.sink_chunks) & (index_C < (index_C - recall.recent_chunks)[:, None])
     distance_CC = mean_pose_distances(pose_C44, pose_C44, allowed_CC, by_yaw=recall.ranking == "yaw")
     order_CC = trace.chunks - 1 - np.argsort(distance_CC[:, ::-1], axis=1, kind="stable")[:, : recall.retrieved_chunks]
