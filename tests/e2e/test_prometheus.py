@@ -79,12 +79,32 @@ def test_the_server_understands_all_rules_and_nothing_fires(watched):
     assert [rule["name"] for rule in group["rules"] if rule["state"] == "firing"] == []
 
 
+PICTURED_SECONDS = 8.0
+"""Windows of the alerts are longer than the run; here they are as long as pictures have them."""
+
+
+def seconds(duration: str) -> float:
+    """Of `10m` and the like."""
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+def longest_stretch(points: list[tuple[float, float]]) -> float:
+    """Seconds from the first to the last of those that follow each other by the second."""
+    longest, since = 0.0, points[0][0]
+    for (before, _), (now, _) in itertools.pairwise(points):
+        since = since if now - before < 1.5 else now
+        longest = max(longest, now - since)
+    return longest
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_no_alerts_expression_held_during_the_run(alert, watched):
-    """Their windows are longer than the run; here they are as long as pictures have them."""
-    expr = re.sub(r"\[\d+[mh]\]", "[8s]", alert.expr)
-    found = watched.server.series(expr, watched.started + 10, watched.ended)
-    assert not found, found[0]
+def test_no_alert_would_have_fired_with_its_times_shortened_to_the_run(alert, watched):
+    """A moment in which its expression holds is none: a busy machine may miss a scrape, eight seconds a prefetch."""
+    windows = re.findall(r"\[(\d+[mh])\]", alert.expr)
+    shorter = PICTURED_SECONDS / max(map(seconds, windows), default=seconds("15m"))
+    expr = re.sub(r"\[\d+[mh]\]", f"[{PICTURED_SECONDS:g}s]", alert.expr)
+    for labels, points in watched.server.series(expr, watched.started + 10, watched.ended):
+        assert longest_stretch(points) < shorter * seconds(alert.lasts), (labels, points)
 
 
 def test_the_target_is_up_and_its_scrapes_are_fast(watched):
