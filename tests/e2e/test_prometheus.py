@@ -131,6 +131,11 @@ def test_the_trace_shows_stages_sessions_and_tiers_side_by_side(watched):
     for fetch in fetches:
         middle = fetch["ts"] + fetch["dur"] / 2
         assert any(begin <= middle <= end for begin, end in retrievals)
+    # What was brought early: in lanes side by side where several chunks were on their way, all of them told.
+    lanes = [sorted(row, key=lambda e: e["ts"]) for name, row in by_track.items() if name.startswith("prefetch ")]
+    issued = watched.exporter.snapshot.workers[0].work.memory.prefetch.issued
+    assert 0 < sum(map(len, lanes)) == issued
+    assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for row in lanes for a, b in itertools.pairwise(row))
     stages = sorted(by_track["rollout"], key=lambda e: e["ts"])
     assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for a, b in itertools.pairwise(stages))
 
