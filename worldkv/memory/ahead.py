@@ -75,7 +75,7 @@ class Ahead:
         if level and entry not in self._coming and self._placement.room.has_room_near(entry, level):
             self._books.prefetch["issued"] += 1
             self._books.prefetch["issued_bytes"] += entry.copies[level].cost_bytes
-            taken = {coming.lane for coming in self._coming.values()}
+            taken = {coming.began.lane for coming in self._coming.values()}
             lane = next(number for number in itertools.count(1) if number not in taken)
             began = _Began(self._placement.tiers[level].name, self._books.clock(), lane)
             arrival = self._placement.begin(entry, level)

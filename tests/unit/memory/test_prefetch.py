@@ -129,6 +129,16 @@ def test_a_time_line_shows_what_was_on_its_way_and_what_came_of_it(slow, disk_sp
     assert span.started < span.ended
 
 
+def test_chunks_on_their_way_together_are_shown_side_by_side(slow, disk_spans):
+    memory, (a, b, c) = slow
+    memory.demote([b.id, c.id])
+    expected = memory.prefetch([a.id, b.id])
+    memory.tiers[1].open_gate.set()
+    memory.fetch([a.id, b.id])
+    expected.let_go()
+    assert [span.track for span in disk_spans if span.name == "prefetch"] == ["prefetch 1", "prefetch 2"]
+
+
 def test_others_read_a_disk_while_its_owner_goes_on(slow):
     memory, (a, b, c) = slow
     expected = memory.prefetch([a.id])
