@@ -226,6 +226,8 @@ def test_top_without_an_exporter_or_without_the_right_token_is_one_clear_line(wa
         address = exporter.start()
         with pytest.raises(ConfigError, match="answers 401: a bearer token is needed"):
             commands.ask(address, "wrong")
+        with pytest.raises(ConfigError, match="answers 503: no figures yet"):
+            commands.ask(address, "operator")
         exporter.publish(watched.exporter.snapshot)
         assert commands.ask(address, "operator") == watched.exporter.snapshot
 

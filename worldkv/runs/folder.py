@@ -106,7 +106,7 @@ def _said(leaves: Mapping[str, Any], key: str) -> str:
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Keys as --set spells them, entries of lists by their number."""
     for key, value in section.items():
-        part = dict(enumerate(value)) if isinstance(value, list) else value
+        part = {str(place): entry for place, entry in enumerate(value)} if isinstance(value, list) else value
         if isinstance(part, Mapping) and part:
             yield from _leaves(part, f"{prefix}{key}.")
         else:
