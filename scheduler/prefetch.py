@@ -332,21 +332,8 @@ class _Planning:
             self.free_at[number] = at
         self.staging -= nbytes
         chunk = int(table.chunk_N[demand.row])
-        self.transfers.append(
-            Transfer(
-                session.session,
-                session.tenant,
-                chunk,
-                tier,
-                target,
-                nbytes,
-                demand.probability,
-                demand.value,
-                demand.deadline,
-                at,
-                reduced,
-            )
-        )
+        about = (chunk, tier, target, nbytes, demand.probability, demand.value, demand.deadline, at, reduced)
+        self.transfers.append(Transfer(session.session, session.tenant, *about))
 
     def _make_room(self, demand: _Demand, target: int, nbytes: int) -> list[tuple[float, int, int]] | str:
         """What to displace, all of it worth less, for the chunk to fit; the reason where it cannot."""
