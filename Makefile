@@ -21,7 +21,8 @@ lint: $(VENV)/.installed-dev  ## format, lint and types alone
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/mypy
 
-test-conformance:  ## load a dataset of ours with the real lerobot, in a venv of its own
+test-conformance:  ## dashboards against Grafana's schema; a dataset of ours with the real lerobot, in a venv of its own
+	tests/conformance/grafana/check.sh
 	tests/conformance/run.sh
 
 format: $(VENV)/.installed-dev  ## what `check` asks for, done

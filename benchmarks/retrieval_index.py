@@ -24,10 +24,11 @@ from scipy.spatial import cKDTree  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
 
 from worldkv.camera import view_overlap  # noqa: E402
+from worldkv.camera.overlaps import OVERLAP_SHORTLIST, VIEW_MIDDLE, by_overlap, centred_frustum  # noqa: E402
 from worldkv.camera.poses import make_poses, yaw_rotations  # noqa: E402
 from worldkv.memory import retrieval  # noqa: E402
 from worldkv.memory.index import PoseIndex  # noqa: E402
-from worldkv.memory.ranking import OVERLAP_SHORTLIST, VIEW_MIDDLE, Query, by_overlap, centred_frustum, choose  # noqa: E402
+from worldkv.memory.ranking import Query, choose  # noqa: E402
 
 SIZES = (1_000, 10_000, 100_000)
 QUERIES, BRUTE_QUERIES, CHECKED = 300, 10, 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -42,19 +43,26 @@ def top(
 
     token = read_token(token_file)
     now, before = ask(exporter, token), None
+    console = Console()
     if once:
-        Console().print(draw(now, None, time.time()))
+        console.print(draw(now, None, time.time()))
         return
-    with Live(draw(now, None, time.time()), screen=Console().is_terminal, auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(every)
+    picture = Live(draw(now, None, time.time()), console=console, screen=console.is_terminal, auto_refresh=False)
+    with picture, suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(every)
+            silent = None
+            try:
                 latest = ask(exporter, token)
-                if latest.taken_at != now.taken_at:
-                    now, before = latest, now
-                live.update(draw(now, before, time.time()), refresh=True)
-        except KeyboardInterrupt:
-            return
+            except ConfigError as fault:
+                # The run may be over, or its exporter on its way back: the last figures are worth more than none.
+                latest, silent = now, str(fault)
+            if latest.taken_at != now.taken_at:
+                now, before = latest, now
+            picture.update(draw(now, before, time.time(), silent), refresh=True)
+    if console.is_terminal:
+        # The screen that was drawn on is gone with its last picture.
+        console.print(draw(now, before, time.time()))
 
 
 @monitor.command("up")

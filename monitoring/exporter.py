@@ -211,8 +211,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(403, b"for the operator only\n", "text/plain")
         elif path == "/targets":
             self._answer(200, exporter.targets(), "application/json")
-        elif path == "/snapshot" and exporter.snapshot is not None:
-            self._answer(200, json.dumps(exporter.snapshot.to_plain()).encode(), "application/json")
+        elif path == "/snapshot":
+            now = exporter.snapshot
+            if now is None:
+                self._answer(503, b"no figures yet\n", "text/plain")
+            else:
+                self._answer(200, json.dumps(now.to_plain()).encode(), "application/json")
         else:
             self._answer(404, b"there are /metrics, /targets, /snapshot and /healthz\n", "text/plain")
 

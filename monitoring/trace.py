@@ -1,7 +1,8 @@
 """A run on a time line: spans as a file of the Chrome trace format, which Perfetto (ui.perfetto.dev) and Chrome open.
 
-One line of the picture for each track: the rollout's stages, every tier's fetches and writes, every session's chunks. A
-stall shows as a long `retrieve` above the fetches that it waits for.
+One line of the picture for each track: the rollout's stages, every tier's fetches and writes, every session's chunks,
+what is brought near early. A stall shows as a long `retrieve` above the fetches that it waits for, a transfer that cost
+nothing as a `prefetch` beneath `denoise`: from when it was started until it was taken in or given up.
 """
 
 from __future__ import annotations

@@ -16,12 +16,15 @@ KIB = 1024
 MOST_ROWS = 40
 
 
-def draw(now: Snapshot, before: Snapshot | None, asked_at: float) -> RenderableType:
-    """All tables. Figures per second are those since `before`, where there is one. `asked_at`: Unix seconds."""
+def draw(now: Snapshot, before: Snapshot | None, asked_at: float, silent: str | None = None) -> RenderableType:
+    """All tables that have rows. Figures per second are those since `before`, where there is one.
+
+    `asked_at`: Unix seconds. `silent`: why there was no answer then, and these are the figures of before.
+    """
     now = now.told_once()
-    return Group(
-        _headline(now, before, asked_at), _workers(now, before), _tiers(now), _tenants(now), _jobs(now, before)
-    )
+    tables = [_workers(now, before), _tiers(now), _tenants(now), _jobs(now, before)]
+    warning = [] if silent is None else [Text(silent, style="bold red")]
+    return Group(_headline(now, before, asked_at), *warning, *(table for table in tables if table.row_count))
 
 
 @dataclass
@@ -48,10 +51,10 @@ def _headline(now: Snapshot, before: Snapshot | None, asked_at: float) -> Text:
     memories = [worker.work.memory for worker in now.workers]
     lookups, hits = sum(memory.lookups for memory in memories), sum(memory.hits for memory in memories)
     ready = sum(worker.state == "ready" for worker in now.workers)
-    frames = sum(filter(None, (_pace(worker, before, now) for worker in now.workers)))
+    paces = [pace for worker in now.workers if (pace := _pace(worker, before, now)) is not None]
     parts = [
         f"{ready} of {len(now.workers)} workers ready",
-        f"{frames:.1f} video frames/s",
+        f"{_number(sum(paces) if paces else None)} video frames/s",
         f"hit rate {_share(hits, lookups)}",
         f"figures {max(0.0, asked_at - now.taken_at):.0f} s old",
     ]

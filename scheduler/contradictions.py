@@ -97,6 +97,8 @@ def _check_session(session: SessionView, tiers: int) -> None:
             )
         if table.nbytes_N.min() < 0:
             raise SnapshotError(f"{name}: chunk {table.chunk_N[table.nbytes_N.argmin()]} has negative bytes")
+    if session.recall.ranking == "overlap" and session.recall.frustum is None:
+        raise SnapshotError(f"{name}: retrieves by overlap, but no frustum says what its camera sees")
     if len(session.recent_F44) == 0:
         raise SnapshotError(f"{name}: no recent pose is given, so nothing says where its camera is")
     if not np.isfinite(session.recent_F44).all():

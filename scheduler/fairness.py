@@ -9,6 +9,7 @@ Shapes: P pending sessions, T tenants, R = 3 resources (slots, bytes of device a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ rollout of a minute of video takes about so long."""
 class Service(NamedTuple):
     """Whom to serve."""
 
-    order: list[int]
+    order_P: Ints
     """Rows of pending sessions, the next one first."""
     reserved: int
     """How many of the first are within their tenants' reservations."""
@@ -37,29 +38,30 @@ def service_order(view: ClusterView, total: Resources, starving_seconds: float =
     """
     pending, tenants = view.pending, view.pending.tenants
     if not len(pending):
-        return Service([], 0)
+        return Service(np.empty(0, np.int64), 0)
     entitled = [view.tenants.get(tenant, TenantView()) for tenant in tenants]
     queue_P = _queues(pending, view.now_seconds - starving_seconds)
     tenant_P = pending.tenant_P[queue_P]
-    needs_P3 = (pending.needs_P3 * pending.gang_P[:, None])[queue_P].astype(np.float64)
-    before_P3 = used_by_tenant(view.running, tenants)[tenant_P] + _earlier_in_queue(needs_P3, tenant_P)
-    total_3 = np.array([total.slots, total.device_bytes, total.host_bytes], np.float64)
-    part_P3 = before_P3 / np.where(total_3 > 0, total_3, np.inf)
-    share_P = part_P3.max(axis=1) / np.array([one.weight for one in entitled])[tenant_P]
-    reserved_P = before_P3[:, 0] < np.array([one.reserved_slots for one in entitled])[tenant_P]
+    # Resource by resource: sums along contiguous columns are several times faster than along rows of three.
+    needs_3P = np.ascontiguousarray((pending.needs_P3 * pending.gang_P[:, None]).T, np.float64)[:, queue_P]
+    before_3P = used_by_tenant(view.running, tenants).T[:, tenant_P] + _earlier_in_queue(needs_3P, tenant_P)
+    total_31 = np.array([[total.slots], [total.device_bytes], [total.host_bytes]], np.float64)
+    part_3P = before_3P / np.where(total_31 > 0, total_31, np.inf)
+    share_P = functools.reduce(np.maximum, part_3P) / np.array([one.weight for one in entitled])[tenant_P]
+    reserved_P = before_3P[0] < np.array([one.reserved_slots for one in entitled])[tenant_P]
     limit_T = np.array([np.inf if one.limit_slots is None else one.limit_slots for one in entitled])
-    within_P = before_P3[:, 0] + needs_P3[:, 0] <= limit_T[tenant_P]
+    within_P = before_3P[0] + needs_3P[0] <= limit_T[tenant_P]
     # Stable, and queues are sorted: equal sessions are served in the same order on every machine.
     order_P = np.lexsort((share_P, ~reserved_P))
     served_P = order_P[within_P[order_P]]
-    return Service(queue_P[served_P].tolist(), int(reserved_P[served_P].sum()))
+    return Service(queue_P[served_P], int(reserved_P[served_P].sum()))
 
 
 def used_by_tenant(running: RunningTable, tenants: Sequence[str]) -> Floats:
     """What the sessions of each tenant hold, [T, R]; those that are leaving count no more."""
-    used_t3 = np.zeros((len(running.tenants), 3))
-    np.add.at(used_t3, running.tenant_R, running.needs_R3 * (running.gang_R * ~running.leaving_R)[:, None])
-    used = dict(zip(running.tenants, used_t3, strict=True))
+    needs_3R = (running.needs_R3 * (running.gang_R * ~running.leaving_R)[:, None]).T
+    used_3t = [np.bincount(running.tenant_R, one_R, len(running.tenants)) for one_R in needs_3R]
+    used = dict(zip(running.tenants, np.stack(used_3t, axis=1), strict=True))
     return np.array([used.get(tenant, np.zeros(3)) for tenant in tenants]).reshape(-1, 3)
 
 
@@ -106,9 +108,9 @@ def _queues(pending: PendingTable, starved_before: float) -> Ints:
     return np.lexsort((pending.waits_since_P, -pending.priority_P, ~starved_P, pending.tenant_P))
 
 
-def _earlier_in_queue(needs_P3: Floats, tenant_P: Ints) -> Floats:
-    """What those before each session in its tenant's queue need together; rows are sorted by tenant."""
-    running_P3 = np.cumsum(needs_P3, axis=0) - needs_P3
-    first_P = np.searchsorted(tenant_P, tenant_P, side="left")
-    earlier_P3: Floats = running_P3 - running_P3[first_P]
-    return earlier_P3
+def _earlier_in_queue(needs_3P: Floats, tenant_P: Ints) -> Floats:
+    """What those before each session in its tenant's queue need together; columns are sorted by tenant."""
+    running_3P = np.cumsum(needs_3P, axis=1) - needs_3P
+    first_T = np.searchsorted(tenant_P, np.arange(tenant_P[-1] + 1), side="left").clip(0, len(tenant_P) - 1)
+    earlier_3P: Floats = running_3P - running_3P[:, first_T][:, tenant_P]
+    return earlier_3P

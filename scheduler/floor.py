@@ -5,6 +5,8 @@ Shapes: W usable workers, K nodes; 3 resources (slots, bytes of device and host 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -36,29 +38,32 @@ class Floor:
     def __init__(self, view: ClusterView) -> None:
         usable = [worker for worker in view.workers if worker.alive and not worker.draining]
         self._name = [worker.worker for worker in usable]
-        self._number = {name: number for number, name in enumerate(self._name)}
-        nodes: dict[str, int] = {}
-        self._nodes = [nodes.setdefault(worker.node, len(nodes)) for worker in usable]
+        self._number = dict(zip(self._name, itertools.count()))
+        at = [worker.node for worker in usable]
+        self._node_names = list(dict.fromkeys(at))
+        self._node_number = dict(zip(self._node_names, itertools.count()))
+        self._nodes = [self._node_number[node] for node in at]
         self._node_W = np.array(self._nodes, np.int64)
-        self._node_names, self._node_number = list(nodes), nodes
-        domains: dict[str, int] = {}
-        domain = [domains.setdefault(worker.domain or worker.node, len(domains)) for worker in usable]
-        self._domain_W = np.array(domain, np.int64)
-        total = [[one.total.slots, one.total.device_bytes, one.total.host_bytes] for one in usable]
-        self.total = Resources(*(sum(column) for column in zip(*total, strict=True))) if total else Resources(0)
+        domains = [worker.domain or worker.node for worker in usable]
+        domain_number = dict(zip(dict.fromkeys(domains), itertools.count()))
+        self._domain_W = np.array([domain_number[domain] for domain in domains], np.int64)
+        room = [worker.total for worker in usable]
         # Lists: single numbers are read and written a hundred times as often as whole columns.
-        self._free, self._load = total, [0] * len(usable)
+        self._slots = [one.slots for one in room]
+        self._device, self._host = [one.device_bytes for one in room], [one.host_bytes for one in room]
+        self.total = Resources(sum(self._slots), sum(self._device), sum(self._host))
+        self._load = [0] * len(usable)
         self._occupy(view)
         self._whole_nodes_last = bool((view.pending.gang_P > 1).any())
-        self._kept_K = [False] * len(nodes)
+        self._kept_K = [False] * len(self._node_names)
         """Kept free for a starving gang."""
         self.kept_free: dict[str, str] = {}
         """Node -> for which session."""
-        self.free_slots = sum(free[0] for free in self._free)
-        self._on_node: list[list[int]] = [[] for _ in nodes]
+        self.free_slots = sum(self._slots)
+        self._on_node: list[list[int]] = [[] for _ in self._node_names]
         for number, node in enumerate(self._nodes):
             self._on_node[node].append(number)
-        open_loads = (load for load, free in zip(self._load, self._free, strict=True) if free[0] > 0)
+        open_loads = (load for load, slots in zip(self._load, self._slots, strict=True) if slots > 0)
         self._least_load = min(open_loads, default=0)
         """Of the workers with a free slot when the round began: nobody's load falls meanwhile."""
 
@@ -99,30 +104,37 @@ class Floor:
 
     def take_near(self, needs: Sequence[int], near: Mapping[str, int], settings: NearSettings) -> str | None:
         """The worker with most of a session's bytes, weighed against its load; None where the emptiest is better."""
-        best: tuple[float, int] | None = None
+        slots, device, host = needs
+        has_slots, has_device, has_host, load_of = self._slots, self._device, self._host, self._load
+        best, cheapest = -1, math.inf
         for place, nbytes in near.items():
-            if place in self._number:
-                numbers = [self._number[place]]
-            else:
-                node = self._node_number.get(place)
-                numbers = [] if node is None else self._on_node[node]
-            for number in numbers:
-                if not self._has_room(number, needs) or self._kept_K[self._nodes[number]]:
+            saved = nbytes / settings.near_bytes_per_second
+            for number in self._at(place):
+                if has_slots[number] < slots or has_device[number] < device or has_host[number] < host:
                     continue
-                cost = self._load[number] * settings.load_seconds - nbytes / settings.near_bytes_per_second
-                if best is None or (cost, number) < best:
-                    best = (cost, number)
-                if not self._load[number]:
+                load = load_of[number]
+                cost = load * settings.load_seconds - saved
+                if cost < cheapest or (cost == cheapest and number < best):
+                    best, cheapest = number, cost
+                if not load:
                     break  # none of this place is emptier
-        if best is None or best[0] > self._least_load * settings.load_seconds:
+        if best < 0 or cheapest > self._least_load * settings.load_seconds:
             return None
-        self._take(best[1], needs)
-        return self._name[best[1]]
+        self._take(best, needs)
+        return self._name[best]
+
+    def _at(self, place: str) -> Sequence[int]:
+        """The worker, or the node's workers, on which new sessions may start."""
+        number = self._number.get(place)
+        if number is not None:
+            return () if self._kept_K[self._nodes[number]] else (number,)
+        node = self._node_number.get(place)
+        return () if node is None or self._kept_K[node] else self._on_node[node]
 
     def take_emptiest(self, needs: Sequence[int], count: int) -> list[str]:
         """Workers for up to `count` sessions with equal needs: always the emptiest, domain by domain in turn."""
         needs_3 = np.array(needs, np.int64)
-        free_W3 = np.array(self._free, np.int64).reshape(-1, 3)
+        free_W3 = self._free()
         load_W, kept_W = np.array(self._load, np.int64), np.array(self._kept_K, bool)[self._node_W]
         times_W3 = np.where(needs_3 > 0, free_W3 // np.maximum(needs_3, 1), np.iinfo(np.int64).max)
         times_W = np.where(kept_W, 0, times_W3.min(axis=1).clip(0, min(SLOT_LIMIT, count)))
@@ -131,10 +143,11 @@ class Floor:
         load_n = load_W[worker_n] + turn_n
         order_n = np.lexsort((self._rank(load_W)[worker_n], load_n))[:count]
         numbers_n = worker_n[order_n]
-        numbers = numbers_n.tolist()
-        for number in numbers:
-            self._take(number, needs)
-        return [self._name[number] for number in numbers]
+        taken_W = np.bincount(numbers_n, minlength=len(load_W))
+        self._slots, self._device, self._host = (free_W3 - taken_W[:, None] * needs_3).T.tolist()
+        self._load = (load_W + taken_W).tolist()
+        self.free_slots -= needs[0] * len(numbers_n)
+        return [self._name[number] for number in numbers_n.tolist()]
 
     def _rank(self, load_W: Ints) -> Ints:
         """Order of equally loaded workers: all domains before one comes again, or whole nodes last for gangs' sake."""
@@ -152,33 +165,38 @@ class Floor:
         rank_W[order_W] = everyone
         return rank_W
 
+    def _free(self) -> Ints:
+        """What every worker has left, [W, 3]."""
+        return np.stack([np.array(part, np.int64) for part in (self._slots, self._device, self._host)], axis=1)
+
     def _has_room(self, number: int, needs: Sequence[int]) -> bool:
-        free = self._free[number]
-        return free[0] >= needs[0] and free[1] >= needs[1] and free[2] >= needs[2]
+        slots, device, host = needs
+        return self._slots[number] >= slots and self._device[number] >= device and self._host[number] >= host
 
     def _fits(self, needs: Sequence[int]) -> Bools:
         """Workers that have room for one session, [W]."""
-        return np.asarray((np.array(self._free, np.int64).reshape(-1, 3) >= np.array(needs)).all(axis=1))
+        return np.asarray((self._free() >= np.array(needs)).all(axis=1))
 
     def _count(self, fits_W: Bools) -> Ints:
         """Workers with room, per node."""
         return np.bincount(self._node_W, fits_W, len(self._node_names)).astype(np.int64)
 
     def _take(self, number: int, needs: Sequence[int]) -> None:
-        free = self._free[number]
-        self._free[number] = [free[0] - needs[0], free[1] - needs[1], free[2] - needs[2]]
+        slots, device, host = needs
+        self._slots[number] -= slots
+        self._device[number] -= device
+        self._host[number] -= host
         self._load[number] += 1
-        self.free_slots -= needs[0]
+        self.free_slots -= slots
 
     def _occupy(self, view: ClusterView) -> None:
         """Take what running sessions hold."""
-        free, load, running = self._free, self._load, view.running
+        running = view.running
         needs = running.needs_R3[running.row_n].tolist()
         for name, (slots, device, host) in zip(running.worker_n, needs, strict=True):
             number = self._number.get(name)
             if number is not None:
-                here = free[number]
-                here[0] -= slots
-                here[1] -= device
-                here[2] -= host
-                load[number] += 1
+                self._slots[number] -= slots
+                self._device[number] -= device
+                self._host[number] -= host
+                self._load[number] += 1

@@ -21,7 +21,7 @@ import numpy as np
 from scheduler.contradictions import check_cluster
 from scheduler.fairness import STARVING_SECONDS, fair_slots, service_order
 from scheduler.floor import Floor
-from scheduler.snapshot import ClusterView, Ints, PendingTable
+from scheduler.snapshot import Bools, ClusterView, Ints, PendingTable
 
 NEAR_BYTES_PER_SECOND = 1e9
 """Between nodes: what moving a session's chunks to another worker costs. Taken, not measured: the cluster's own figure
@@ -65,56 +65,53 @@ def plan_placement(view: ClusterView, settings: PlacementSettings | None = None)
     check_cluster(view)
     settings = settings or PlacementSettings()
     floor, pending = Floor(view), view.pending
-    order, reserved = service_order(view, floor.total, settings.starving_seconds)
-    kept_free = _keep_free(view, order, floor, settings)
-    placed = _place(pending, order[:reserved], floor, settings)
-    floor.free_slots -= _unused_reservations(view, placed)
-    placed |= _place(pending, order[reserved:], floor, settings)
-    left_P = np.ones(len(pending), bool)
-    left_P[list(placed)] = False
-    gangs = int((left_P[order] & (pending.gang_P[order] > 1)).sum())
-    waiting = {"limit": len(pending) - len(order), "gang": gangs, "room": len(order) - len(placed) - gangs}
+    order_P, reserved = service_order(view, floor.total, settings.starving_seconds)
+    kept_free = _keep_free(view, order_P, floor, settings)
+    placed = _place(pending, order_P[:reserved], floor, settings)
+    floor.free_slots -= _unused_reservations(view, _mask(pending, placed))
+    placed |= _place(pending, order_P[reserved:], floor, settings)
+    placed_P = _mask(pending, placed)
+    gangs = int((~placed_P[order_P] & (pending.gang_P[order_P] > 1)).sum())
+    waiting = {"limit": len(pending) - len(order_P), "gang": gangs, "room": len(order_P) - len(placed) - gangs}
     return PlacementPlan(
-        tuple((pending.session_P[number], placed[number]) for number in order if number in placed),
-        _suspended(view, placed, floor.total.slots, settings),
+        tuple((pending.session_P[row], placed[row]) for row in order_P[placed_P[order_P]].tolist()),
+        _suspended(view, placed_P, floor.total.slots, settings),
         kept_free,
         {why: count for why, count in waiting.items() if count},
     )
 
 
 def _place(
-    pending: PendingTable, order: Sequence[int], floor: Floor, settings: PlacementSettings
+    pending: PendingTable, order_P: Ints, floor: Floor, settings: PlacementSettings
 ) -> dict[int, tuple[str, ...]]:
     """Row -> workers, of the first in order that there is room for; those that find none leave theirs to the next."""
     placed: dict[int, tuple[str, ...]] = {}
-    order_P = np.array(order, np.int64)
     for _ in range(BATCHES):
         if not len(order_P) or floor.free_slots <= 0:
             break
         asked_P = np.cumsum(pending.gang_P[order_P] * pending.needs_P3[order_P, 0])
         count = int(np.searchsorted(asked_P, floor.free_slots, side="right"))
-        batch, order_P = order_P[:count], order_P[max(1, count) :]
-        gangs = batch[pending.gang_P[batch] > 1].tolist()
-        placed.update(_place_gangs(pending, gangs, floor))
-        singles = batch[pending.gang_P[batch] == 1].tolist()
-        plain = []
-        for row in singles:
-            near = pending.near.get(row)
-            worker = floor.take_near(pending.needs_P3[row].tolist(), near, settings) if near else None
-            if worker is None:
-                plain.append(row)
-            else:
-                placed[row] = (worker,)
-        placed.update(_place_plain(pending, plain, floor))
+        batch_P, order_P = order_P[:count], order_P[max(1, count) :]
+        single_P = pending.gang_P[batch_P] == 1
+        placed |= _place_gangs(pending, batch_P[~single_P].tolist(), floor)
+        singles = batch_P[single_P].tolist()
+        near = _place_near(pending, singles, floor, settings)
+        placed |= near
+        placed |= _place_plain(pending, [row for row in singles if row not in near], floor)
     return placed
 
 
-def _unused_reservations(view: ClusterView, placed: Mapping[int, tuple[str, ...]]) -> int:
+def _mask(pending: PendingTable, placed: Mapping[int, object]) -> Bools:
+    """Which rows were placed, [P]."""
+    placed_P = np.zeros(len(pending), bool)
+    placed_P[list(placed)] = True
+    return placed_P
+
+
+def _unused_reservations(view: ClusterView, placed_P: Bools) -> int:
     """Slots that stay free for tenants that do not want them now."""
     running, pending = view.running, view.pending
     held = _by_tenant(running.tenants, running.tenant_R, running.gang_R * running.needs_R3[:, 0] * ~running.leaving_R)
-    placed_P = np.zeros(len(pending), bool)
-    placed_P[list(placed)] = True
     held += _by_tenant(pending.tenants, pending.tenant_P, pending.gang_P * pending.needs_P3[:, 0] * placed_P)
     return sum(max(0, entitled.reserved_slots - held[tenant]) for tenant, entitled in view.tenants.items())
 
@@ -128,6 +125,19 @@ def _place_gangs(pending: PendingTable, rows: Sequence[int], floor: Floor) -> di
         for row, workers in zip(alike, floor.take_gangs(needs, gangs), strict=True):
             if workers:
                 placed[row] = workers
+    return placed
+
+
+def _place_near(
+    pending: PendingTable, rows: Sequence[int], floor: Floor, settings: PlacementSettings
+) -> dict[int, tuple[str, ...]]:
+    """Those whose chunks lie on some worker or node, where that is better than the emptiest worker."""
+    known = [row for row in rows if pending.near.get(row)]
+    placed: dict[int, tuple[str, ...]] = {}
+    for row, needs in zip(known, pending.needs_P3[known].tolist(), strict=True):
+        worker = floor.take_near(needs, pending.near[row], settings)
+        if worker is not None:
+            placed[row] = (worker,)
     return placed
 
 
@@ -148,24 +158,20 @@ def _by_needs(pending: PendingTable, rows: Sequence[int]) -> dict[tuple[int, ...
     return dict(sorted(alike.items(), reverse=True))
 
 
-def _keep_free(view: ClusterView, order: Sequence[int], floor: Floor, settings: PlacementSettings) -> dict[str, str]:
+def _keep_free(view: ClusterView, order_P: Ints, floor: Floor, settings: PlacementSettings) -> dict[str, str]:
     """Keep a node free for each starving gang that fits nowhere now."""
     pending = view.pending
     starving_P = view.now_seconds - pending.waits_since_P >= settings.starving_seconds
-    for row in order:
-        if pending.gang_P[row] > 1 and starving_P[row]:
-            floor.keep_free(pending.needs_P3[row].tolist(), int(pending.gang_P[row]), pending.session_P[row])
+    starving_P &= pending.gang_P > 1
+    for row in order_P[starving_P[order_P]].tolist():
+        floor.keep_free(pending.needs_P3[row].tolist(), int(pending.gang_P[row]), pending.session_P[row])
     return floor.kept_free
 
 
-def _suspended(
-    view: ClusterView, placed: Mapping[int, tuple[str, ...]], slots: int, settings: PlacementSettings
-) -> tuple[str, ...]:
+def _suspended(view: ClusterView, placed_P: Bools, slots: int, settings: PlacementSettings) -> tuple[str, ...]:
     """Who gives way: the latest started of the tenants that have most beyond their share, for those below theirs."""
     pending = view.pending
     needs_P = pending.gang_P * pending.needs_P3[:, 0]
-    placed_P = np.zeros(len(pending), bool)
-    placed_P[list(placed)] = True
     impatient_P = ~placed_P & (view.now_seconds - pending.waits_since_P > settings.patience_seconds)
     urgent = _by_tenant(pending.tenants, pending.tenant_P, needs_P * impatient_P)
     if not urgent.total():

@@ -31,8 +31,11 @@ CHUNKS_AHEAD_SCRIPTED = 4
 """A script is exact however far: four windows ahead hide a path four times slower than one window's worth of time."""
 CHUNKS_AHEAD_LIVE = 2
 """Keys are held for about a chunk: farther ahead few ways are right (benchmarks/forecast_cpu_202611.md)."""
-LEAST_PROBABILITY = 0.5
-"""Likelier than not; below it more of what is moved is never used (benchmarks/prefetch_policies_cpu_202611.md)."""
+LEAST_PROBABILITY = 0.65
+"""Below it too much of what is brought to the device is never used (benchmarks/prefetch_policies_cpu_202611.md)."""
+STAGED_PROBABILITY = 0.5
+"""From here on a chunk farther away is brought to tier 1: there it takes none of the device's room, a window that asks
+for it after all waits a thirtieth as long, and it stays long enough to be asked for later."""
 SURE = 0.95
 """From here on a chunk is fetched as early as there is room: waiting would teach nothing."""
 CANCEL_BELOW = 0.05
@@ -118,12 +121,15 @@ class Settings:
     chunks_ahead_scripted: int = CHUNKS_AHEAD_SCRIPTED
     chunks_ahead_live: int = CHUNKS_AHEAD_LIVE
     least_probability: float = LEAST_PROBABILITY
+    staged_probability: float = STAGED_PROBABILITY
     nearness_worth: float = NEARNESS_WORTH
 
 
 class _Demand(NamedTuple):
     session: SessionView
     row: int
+    nearest: int
+    """Tier beyond which it is not brought: 0, or 1 where it is not likely enough."""
     probability: float
     deadline: float
     worth: float
@@ -145,7 +151,7 @@ def plan_prefetch(
     planning = _Planning(view, [_worth(revisits, settings) for _, revisits in told])
     demands: list[_Demand] = []
     for (_, revisits), session, worth_N in zip(told, view.sessions, planning.worth, strict=True):
-        demands += planning.demands(session, revisits, worth_N, settings.least_probability)
+        demands += planning.demands(session, revisits, worth_N, settings)
         planning.cancel(session, revisits)
     # Room goes to what is asked for first, links to what would stall most: what is far and slow must begin early, but
     # not take the place of what is needed before it. Both sorts are stable: the same plan on every machine.
@@ -200,20 +206,26 @@ class _Planning:
         self.skipped: Counter[str] = Counter()
         self._victims: dict[int, list[tuple[float, int, int]]] = {}
 
-    def demands(self, session: SessionView, revisits: Revisits, worth_N: Floats, least: float) -> Iterator[_Demand]:
+    def demands(
+        self, session: SessionView, revisits: Revisits, worth_N: Floats, settings: Settings
+    ) -> Iterator[_Demand]:
         """Chunks likely to be asked for that lie in a colder tier and are not under way."""
         table, chance_HN, now = session.table, revisits.chance_HN, self.view.now_seconds
         chance_N = chance_HN.max(axis=0, initial=0.0)
-        wanted_N = (chance_N >= least) & (table.tier_N > 0) & ~table.committed_N
+        # What lies in tier 1 already need be likely enough for the device.
+        least_N = np.where(table.tier_N > 1, min(settings.staged_probability, settings.least_probability), np.inf)
+        least_N[(table.tier_N == 1) | (chance_N >= settings.least_probability)] = settings.least_probability
+        wanted_N = (chance_N >= least_N) & (table.tier_N > 0) & ~table.committed_N
         rows = np.flatnonzero(wanted_N & np.isinf(table.arrives_N))
         if not len(rows):
             return
         # The first window for which it is likely enough sets the deadline.
-        step_n = (chance_HN[:, rows] >= least).argmax(axis=0)
-        columns = (rows, step_n, revisits.deadline_H[step_n], chance_N[rows], worth_N[rows])
+        step_n = (chance_HN[:, rows] >= least_N[rows]).argmax(axis=0)
+        nearest_n = (chance_N[rows] < settings.least_probability).astype(np.int64)
+        columns = (rows, step_n, nearest_n, revisits.deadline_H[step_n], chance_N[rows], worth_N[rows])
         tiers, sizes = table.tier_N[rows].tolist(), table.nbytes_N[rows].tolist()
         found = zip(*(column.tolist() for column in columns), tiers, sizes, strict=True)
-        for row, step, deadline, probability, worth, tier, nbytes in found:
+        for row, step, nearest, deadline, probability, worth, tier, nbytes in found:
             seconds = self.fetch_seconds(tier, nbytes)
             slack = max(deadline - now, 1e-9)
             # With time to spare it can wait; with none it must begin now.
@@ -222,7 +234,7 @@ class _Planning:
             if step and probability < SURE and spare >= 0:
                 continue  # by the next plan more is known, and a whole window's worth can still arrive
             value = probability * urgency * seconds if math.isfinite(seconds) else 0.0
-            yield _Demand(session, row, probability, deadline, worth, value)
+            yield _Demand(session, row, nearest, probability, deadline, worth, value)
 
     def fetch_seconds(self, tier: int, nbytes: int) -> float:
         """To bring so many bytes to tier 0 over idle links; infinite where a link carries nothing."""
@@ -242,11 +254,11 @@ class _Planning:
         """The nearest tier that has room for the chunk, or makes it out of what is worth less; None where none does."""
         row = demand.row
         # What finds no room near the model may wait for its turn one tier farther.
-        for target in range(int(demand.session.table.tier_N[row])):
+        for target in range(demand.nearest, int(demand.session.table.tier_N[row])):
             found = self._make_room(demand, target, int(demand.session.table.nbytes_N[row]))
             if not isinstance(found, str):
                 return _Place(demand, target, found)
-            if target == 0:
+            if target == demand.nearest:
                 self.skipped[found] += 1
         return None
 
@@ -320,21 +332,8 @@ class _Planning:
             self.free_at[number] = at
         self.staging -= nbytes
         chunk = int(table.chunk_N[demand.row])
-        self.transfers.append(
-            Transfer(
-                session.session,
-                session.tenant,
-                chunk,
-                tier,
-                target,
-                nbytes,
-                demand.probability,
-                demand.value,
-                demand.deadline,
-                at,
-                reduced,
-            )
-        )
+        about = (chunk, tier, target, nbytes, demand.probability, demand.value, demand.deadline, at, reduced)
+        self.transfers.append(Transfer(session.session, session.tenant, *about))
 
     def _make_room(self, demand: _Demand, target: int, nbytes: int) -> list[tuple[float, int, int]] | str:
         """What to displace, all of it worth less, for the chunk to fit; the reason where it cannot."""

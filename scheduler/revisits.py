@@ -8,17 +8,25 @@ Shapes: Q ways the camera may go, H chunks ahead, N past chunks, M past chunks a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from scheduler.forecast import Forecast
-from scheduler.snapshot import Bools, Floats, Ints, SessionView
+from scheduler.snapshot import Bools, Floats, Ints, Recall, SessionView
 from worldkv.camera.nearness import mean_pose_distances
+from worldkv.camera.overlaps import OVERLAP_SHORTLIST, overlapping
 
 SCREENED = 256
 """With more candidates only a shortlist is ranked exactly; with fewer that would cost more than it saves."""
 SHORTLIST = 4
 """Candidates per query and retrieved chunk that float32 distances put first: their error is 1e-6."""
+
+OVERLAP_GUESSED = 32
+"""Chunks among which overlap decides along a way that is only guessed: its error weighs more than theirs."""
+HALF_TRACE = np.diag([0.0, 0.0, 0.0, -0.5])
+HALF_TRACE[:3, :3] = 0.5
+# Times one pose, summed up with another: the cosine of the angle between them.
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,26 +52,55 @@ def predict_revisits(session: SessionView, forecast: Forecast) -> Revisits:
     if not ahead or not past or not session.recall.retrieved_chunks:
         return nothing
     chunk_M, pose_M44 = _candidates(session, forecast)
-    query_44 = forecast.pose_QH44.reshape(-1, 4, 4)
-    first = session.recall.sink_chunks
-    stop_H = session.chunk + np.arange(ahead) - session.recall.recent_chunks
-    allowed_HM = (chunk_M >= first) & (chunk_M < stop_H[:, None])
-    allowed_qM = np.tile(allowed_HM, (len(forecast.pose_QH44), 1))
-    recall = session.recall
-    place_n, distance_qn = _distances(
-        pose_M44, query_44, allowed_qM, recall.retrieved_chunks, by_yaw=recall.ranking == "yaw"
-    )
-    if not len(place_n):
+    # Ascending, so what may be retrieved for a window is a slice: neither sink nor recent.
+    start = int(np.searchsorted(chunk_M, session.recall.sink_chunks))
+    stop_H = np.searchsorted(chunk_M, session.chunk + np.arange(ahead) - session.recall.recent_chunks) - start
+    if stop_H[-1] <= 0:
         return nothing
-    chosen_qn = _nearest(distance_qn, session.recall.retrieved_chunks)
+    ranked_n44 = pose_M44[start : start + int(stop_H[-1])]
+    rank = _by_overlap if session.recall.ranking == "overlap" else _by_distance
+    place_n, chosen_qn, near_n = rank(ranked_n44, forecast, stop_H, session.recall)
+    place_n += start
     weight_q = forecast.probability_QH.reshape(-1)
     chance_Hn = (chosen_qn * weight_q[:, None]).reshape(-1, ahead, len(place_n)).sum(axis=0)
     known_n = place_n < past
     chance_HN, nearness_N = np.zeros((ahead, past)), np.zeros(past)
     chance_HN[:, place_n[known_n]] = chance_Hn[:, known_n]
-    finite_qn = np.where(np.isfinite(distance_qn), distance_qn, 1.0)
-    nearness_N[place_n[known_n]] = 1 - finite_qn[:, known_n].min(axis=0)
+    nearness_N[place_n[known_n]] = near_n[known_n]
     return Revisits(chance_HN, nearness_N, deadline_H)
+
+
+class _Ranked(NamedTuple):
+    """What retrieval would choose, of the candidates that come into question."""
+
+    place_n: Ints
+    chosen_qn: Bools
+    near_n: Floats
+    """To the query to which it is nearest: 1 seen from right there, 0 farthest."""
+
+
+def _by_distance(pose_n44: Floats, forecast: Forecast, stop_H: Ints, recall: Recall) -> _Ranked:
+    place_n, distance_qn = _distances(pose_n44, forecast.pose_QH44, stop_H, recall)
+    near_n: Floats = 1 - np.minimum(distance_qn.min(axis=0), 1.0)
+    return _Ranked(place_n, _nearest(distance_qn, recall.retrieved_chunks), near_n)
+
+
+def _by_overlap(pose_n44: Floats, forecast: Forecast, stop_H: Ints, recall: Recall) -> _Ranked:
+    assert recall.frustum is not None
+    ahead, chosen_qn = forecast.chunks, np.zeros((forecast.probability_QH.size, len(pose_n44)), bool)
+    near_n = np.zeros(len(pose_n44))
+    sure = bool((forecast.probability_QH >= 1).all())
+    for number, query_44 in enumerate(forecast.pose_QH44.reshape(-1, 4, 4)):
+        found_n, share_n = overlapping(
+            pose_n44[: stop_H[number % ahead]],
+            query_44,
+            recall.frustum,
+            recall.retrieved_chunks,
+            shortlist=OVERLAP_SHORTLIST if sure else OVERLAP_GUESSED,
+        )
+        chosen_qn[number, found_n] = True
+        near_n[found_n] = np.maximum(near_n[found_n], share_n)
+    return _Ranked(np.arange(len(pose_n44)), chosen_qn, near_n)
 
 
 def _candidates(session: SessionView, forecast: Forecast) -> tuple[Ints, Floats]:
@@ -79,36 +116,45 @@ def _candidates(session: SessionView, forecast: Forecast) -> tuple[Ints, Floats]
     )
 
 
-def _distances(
-    pose_M44: Floats, query_q44: Floats, allowed_qM: Bools, count: int, *, by_yaw: bool
-) -> tuple[Ints, Floats]:
-    """Candidates worth ranking, and their distances to each query [q, n]; infinite where not allowed."""
-    place_n = np.flatnonzero(allowed_qM.any(axis=0))
-    if len(place_n) > max(SCREENED, 4 * SHORTLIST * count) and not by_yaw:
-        listed = _shortlist(pose_M44[place_n], query_q44, allowed_qM[:, place_n], SHORTLIST * count)
-        place_n = place_n[listed]
-    return place_n, mean_pose_distances(pose_M44[place_n], query_q44, allowed_qM[:, place_n], by_yaw=by_yaw)
+def _distances(pose_n44: Floats, pose_QH44: Floats, stop_H: Ints, recall: Recall) -> tuple[Ints, Floats]:
+    """Candidates worth ranking, and their distances to each query [q, n]; infinite from `stop_H` on, and at others."""
+    query_q44, by_yaw = pose_QH44.reshape(-1, 4, 4), recall.ranking == "yaw"
+    listed_n = np.arange(len(pose_n44))
+    if len(pose_n44) > max(SCREENED, 4 * SHORTLIST * recall.retrieved_chunks) and not by_yaw:
+        listed_n = _shortlist(pose_n44, query_q44, stop_H, SHORTLIST * recall.retrieved_chunks)
+        pose_n44 = pose_n44[listed_n]
+    allowed_qn = np.tile(listed_n < stop_H[:, None], (len(pose_QH44), 1))
+    return listed_n, mean_pose_distances(pose_n44, query_q44, allowed_qn, by_yaw=by_yaw)
 
 
-def _shortlist(pose_n44: Floats, query_q44: Floats, allowed_qn: Bools, count: int) -> Ints:
+def _shortlist(pose_n44: Floats, query_q44: Floats, stop_H: Ints, count: int) -> Ints:
     """Places of all that may be among the nearest to a query, or hold the maximum that distances are divided by."""
     middle_3 = query_q44[0, :3, 3]
-    at_n3 = (pose_n44[:, :3, 3] - middle_3).astype(np.float32)
-    at_q3 = (query_q44[:, :3, 3] - middle_3).astype(np.float32)
-    turn_n9 = pose_n44[:, :3, :3].reshape(-1, 9).astype(np.float32)
-    turn_q9 = query_q44[:, :3, :3].reshape(-1, 9).astype(np.float32)
-    length_sq_qn = (at_q3 * at_q3).sum(axis=1)[:, None] + (at_n3 * at_n3).sum(axis=1) - 2 * (at_q3 @ at_n3.T)
-    angle_qn = np.arccos(np.clip((turn_q9 @ turn_n9.T - 1) / 2, -1, 1))
-    length_sq_qn *= allowed_qn
-    angle_qn *= allowed_qn
+    # Squared lengths and cosines each come out of one product: |n|2 - 2 q n + |q|2, and half the trace less a half.
+    at_5n = np.ones((5, len(pose_n44)), np.float32)
+    at_5n[:3] = pose_n44[:, :3, 3].T - middle_3[:, None]
+    at_5n[3] = at_5n[0] * at_5n[0] + at_5n[1] * at_5n[1] + at_5n[2] * at_5n[2]
+    at_q5 = np.ones((len(query_q44), 5), np.float32)
+    at_q5[:, :3] = query_q44[:, :3, 3] - middle_3
+    at_q5[:, 4] = (at_q5[:, :3] * at_q5[:, :3]).sum(axis=1)
+    at_q5[:, :3] *= -2
+    length_sq_qn = at_q5 @ at_5n
+    turn_q16 = (query_q44 * HALF_TRACE).astype(np.float32).reshape(-1, 16)
+    angle_qn = turn_q16 @ pose_n44.astype(np.float32).reshape(-1, 16).T
+    np.clip(angle_qn, -1, 1, out=angle_qn)
+    np.arccos(angle_qn, out=angle_qn)
+    ahead = len(stop_H)
+    for step, stop in enumerate(stop_H.tolist()):
+        length_sq_qn[step::ahead, stop:] = angle_qn[step::ahead, stop:] = 0
     longest_q, widest_q = length_sq_qn.argmax(axis=1), angle_qn.argmax(axis=1)
     rows_q = np.arange(len(query_q44))
     length_sq_qn /= np.maximum(length_sq_qn[rows_q, longest_q], np.float32(1e-30))[:, None]
     angle_qn /= np.maximum(angle_qn[rows_q, widest_q], np.float32(1e-30))[:, None]
-    score_qn = length_sq_qn + angle_qn
+    score_qn = np.add(length_sq_qn, angle_qn, out=angle_qn)
     # Of a camera that stood still the newest come first, as in the ranking: a slope far below what tells poses apart.
     score_qn -= np.arange(len(pose_n44), dtype=np.float32) * np.float32(1e-6 / len(pose_n44))
-    score_qn[~allowed_qn] = np.inf
+    for step, stop in enumerate(stop_H.tolist()):
+        score_qn[step::ahead, stop:] = np.inf
     # Of the best of twice as many groups at least `count` are as good as the limit: cheaper than sorting all.
     groups = 2 * count
     whole = len(pose_n44) // groups * groups

@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from worldkv.camera import Frustum
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -26,7 +28,7 @@ LatePolicy = Literal["wait", "reduced", "without"]
 nearer (and wait only where there is none), or go on without it."""
 
 
-Ranking = Literal["pose", "yaw"]
+Ranking = Literal["pose", "yaw", "overlap"]
 """The rankings of retrieval that can be forecast."""
 
 
@@ -90,6 +92,8 @@ class Recall:
     sink_chunks: int = 1
     recent_chunks: int = 2
     ranking: Ranking = "pose"
+    frustum: Frustum | None = None
+    """What the camera sees, for `overlap`, which cannot be forecast without it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,8 @@ The first line is the header, `{"format": "worldkv-trace", "version": 1}`. Then,
 
 - `{"kind": "session", "session": ID, "tenant": ID, "arrives_seconds": S, "scripted": true, "chunk_seconds": S,
   "chunk_bytes": B, "frames_per_chunk": F, "latent_stride": K, "retrieved_chunks": N, "sink_chunks": N,
-  "recent_chunks": N, "ranking": "pose", "gang": 1, "priority": 0, "job": ""}`: before any of its chunks.
+  "recent_chunks": N, "ranking": "pose", "gang": 1, "priority": 0, "job": ""}`: before any of its chunks. With
+  `"ranking": "overlap"` also `"frustum": [left, right, top, bottom, near, far]` (`worldkv.camera.Frustum`).
 - `{"kind": "chunk", "session": ID, "chunk": I, "c2w": [[12 numbers, the upper rows of a pose], ...]}`: the poses of the
   video frames of one chunk, in the order of chunks. A recorded run adds what came of it: `"hits": {"device": 3, ...}`,
   `"missed": 0`, `"stall_seconds": S`.
@@ -18,14 +19,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
 import numpy as np
 
 from scheduler.snapshot import Floats, Ranking, Recall
-from worldkv.camera import check_poses
+from worldkv.camera import Frustum, check_poses
 from worldkv.errors import OutputError, TraceError, TrajectoryError
 
 FORMAT, VERSION = "worldkv-trace", 1
@@ -116,6 +117,8 @@ def session_line(trace: SessionTrace) -> str:
         "priority": trace.priority,
         "job": trace.job,
     }
+    if recall.frustum is not None:
+        content["frustum"] = list(astuple(recall.frustum))
     return json.dumps(content) + "\n"
 
 
@@ -210,12 +213,23 @@ def _session(head: Mapping[str, Any], frames: list[Floats], observed: list[Obser
             _whole(head, "sink_chunks", where, default=1),
             _whole(head, "recent_chunks", where, default=2),
             ranking,
+            _frustum(head, where) if ranking == "overlap" else None,
         ),
         gang=_whole(head, "gang", where, least=1, default=1),
         priority=_whole(head, "priority", where, default=0),
         job=str(head.get("job", "")),
         observed=tuple(observed),
     )
+
+
+def _frustum(head: Mapping[str, Any], where: str) -> Frustum:
+    sides = head.get("frustum")
+    if not isinstance(sides, list) or len(sides) != len(fields(Frustum)):
+        raise TraceError(f"{where}: frustum is {sides!r}, expected [left, right, top, bottom, near, far]")
+    try:
+        return Frustum(*(float(side) for side in sides))
+    except (TypeError, ValueError) as fault:
+        raise TraceError(f"{where}: frustum is {sides!r}: {fault}") from fault
 
 
 def _poses(line: Mapping[str, Any], head: Mapping[str, Any], where: str) -> Floats:

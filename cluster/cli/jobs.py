@@ -10,6 +10,7 @@ import typer
 
 from cluster.cli import options
 from cluster.cli.options import DEFAULT_JOBS, Place
+from worldkv.cli.counting import count
 
 if TYPE_CHECKING:
     from cluster.ledger import JobRecord, JobState, Ledger
@@ -56,7 +57,7 @@ def status(job: JobArgument, jobs: WhereOption = DEFAULT_JOBS) -> None:
     lines = {
         "job": record.id,
         "output": str(Path(record.base) / config.output.folder),
-        "asked": f"{config.worlds.count} worlds under {', '.join(config.policies)}",
+        "asked": f"{count(config.worlds.count, 'world')} under {', '.join(config.policies)}",
         "tenant": f"{record.tenant}, priority {record.priority}",
         "state": " ".join(_standing(state)),
     }

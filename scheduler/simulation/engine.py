@@ -200,9 +200,10 @@ class World:
 
     def _landed(self, move: Move, now: float, promised: bool = True) -> None:
         target = self.shelves.shelf(move.to_tier, move.worker)
-        if not move.urgent and move.to_tier == 0:
-            self.figures.prefetched["chunks"] += 1
-            self.figures.prefetched["bytes"] += move.nbytes
+        if not move.urgent:
+            kind = "staged" if move.to_tier else "chunks"
+            self.figures.prefetched[kind] += 1
+            self.figures.prefetched["staged_bytes" if move.to_tier else "bytes"] += move.nbytes
         live = self.lives.get(move.session)
         if live is None or move.cancelled:
             target.used_bytes -= move.nbytes if promised else 0
@@ -212,8 +213,8 @@ class World:
                 self.shelves.shelf(int(live.tier_C[move.chunk]), move.worker).take(key)
                 target.add(key, move.nbytes, live.trace.tenant)
                 live.tier_C[move.chunk] = move.to_tier
-                if move.to_tier == 0 and not move.urgent:
-                    live.prefetched.add(move.chunk)
+                if not move.urgent:
+                    (live.staged if move.to_tier else live.prefetched).add(move.chunk)
         if live is None or live.moves.get(move.chunk) is not move:
             return
         del live.moves[move.chunk]
@@ -254,10 +255,11 @@ class World:
             self._assembled(live, now)
 
     def _used(self, live: Live, chunk: int) -> None:
-        if chunk in live.prefetched:
-            live.prefetched.discard(chunk)
-            self.figures.prefetched["used"] += 1
-            self.figures.prefetched["used_bytes"] += int(live.nbytes_C[chunk])
+        for chunks, kind in ((live.prefetched, "used"), (live.staged, "staged_used")):
+            if chunk in chunks:
+                chunks.discard(chunk)
+                self.figures.prefetched[kind] += 1
+                self.figures.prefetched[f"{kind}_bytes"] += int(live.nbytes_C[chunk])
 
     def _assembled(self, live: Live, now: float) -> None:
         """The window is complete: the next chunk is under way."""
@@ -328,6 +330,9 @@ class World:
 
     def _demoted(self, key: Key, tier: int) -> None:
         live = self.lives[key[0]]
+        # What was staged and is sent back where it came from was moved in vain.
+        if tier > 1:
+            live.staged.discard(key[1])
         live.tier_C[key[1]] = tier
         live.prefetched.discard(key[1])
 

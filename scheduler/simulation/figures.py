@@ -26,7 +26,8 @@ class Figures:
     stall_seconds: float = 0.0
     compute_seconds: float = 0.0
     prefetched: Counter[str] = field(default_factory=Counter)
-    """Chunks and bytes that prefetch brought to the device, those of them that were used, those cancelled."""
+    """Chunks and bytes that prefetch brought to the device, those of them that were used, those cancelled; and the
+    same of what it brought nearer, not to the device (`staged`)."""
     demanded_bytes: int = 0
     """Moved because a window waited."""
     plans: int = 0
@@ -49,6 +50,8 @@ class Figures:
         """Ratios and percentiles, by name; those of nothing are None."""
         stalls = np.asarray(self.stall_ratios) if self.stall_ratios else np.zeros(1)
         moved = self.prefetched["bytes"]
+        whole = moved + self.prefetched["staged_bytes"]
+        used = self.prefetched["used_bytes"] + self.prefetched["staged_used_bytes"]
         return {
             "chunks": self.chunks.total(),
             "on_time_ratio": _ratio(self.hits["device"], self.lookups),
@@ -60,6 +63,9 @@ class Figures:
             "prefetch_precision_ratio": _ratio(self.prefetched["used"], self.prefetched["chunks"]),
             "prefetch_waste_ratio": _ratio(moved - self.prefetched["used_bytes"], moved),
             "prefetched_bytes": moved,
+            "staged_used_ratio": _ratio(self.prefetched["staged_used"], self.prefetched["staged"]),
+            "prefetch_waste_staged_too_ratio": _ratio(whole - used, whole),
+            "staged_bytes": self.prefetched["staged_bytes"],
             "demanded_bytes": self.demanded_bytes,
             "without": self.without,
             "late_told": self.late,

@@ -15,6 +15,7 @@ from scheduler.simulation.links import Move
 from scheduler.snapshot import Bools, ChunkTable, Floats, Ints, SessionView
 from scheduler.trace import SessionTrace
 from worldkv.camera.nearness import mean_pose, mean_pose_distances
+from worldkv.camera.overlaps import overlapping
 
 LEARNS_FRAMES = 1
 # The last frame before those learned from is needed to tell the first motion.
@@ -45,6 +46,8 @@ class Live:
     """On their way to the device."""
     prefetched: set[int] = field(default_factory=set)
     """Brought to the device by prefetch and not used yet."""
+    staged: set[int] = field(default_factory=set)
+    """Brought nearer by prefetch, not to the device, and not used yet."""
     uses: dict[int, list[int]] = field(default_factory=dict)
     """Past chunk -> chunks whose windows retrieve it, ascending."""
     suspend: bool = False
@@ -125,6 +128,14 @@ def _retrieved(pose_C44: Floats, trace: SessionTrace) -> list[list[int]]:
     recall, index_C = trace.recall, np.arange(trace.chunks)
     if not recall.retrieved_chunks:
         return [[] for _ in index_C]
+    if recall.frustum is not None and recall.ranking == "overlap":
+        stop_C = np.maximum(index_C - recall.recent_chunks, recall.sink_chunks).tolist()
+        past = [pose_C44[recall.sink_chunks : stop] for stop in stop_C]
+        chosen = [
+            overlapping(one_n44, query_44, recall.frustum, recall.retrieved_chunks)[0]
+            for one_n44, query_44 in zip(past, pose_C44, strict=True)
+        ]
+        return [(row_n + recall.sink_chunks).tolist() for row_n in chosen]
     allowed_CC = (index_C >= recall.sink_chunks) & (index_C < (index_C - recall.recent_chunks)[:, None])
     distance_CC = mean_pose_distances(pose_C44, pose_C44, allowed_CC, by_yaw=recall.ranking == "yaw")
     order_CC = trace.chunks - 1 - np.argsort(distance_CC[:, ::-1], axis=1, kind="stable")[:, : recall.retrieved_chunks]

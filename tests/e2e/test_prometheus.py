@@ -79,12 +79,32 @@ def test_the_server_understands_all_rules_and_nothing_fires(watched):
     assert [rule["name"] for rule in group["rules"] if rule["state"] == "firing"] == []
 
 
+PICTURED_SECONDS = 8.0
+"""Windows of the alerts are longer than the run; here they are as long as pictures have them."""
+
+
+def seconds(duration: str) -> float:
+    """Of `10m` and the like."""
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+def longest_stretch(points: list[tuple[float, float]]) -> float:
+    """Seconds from the first to the last of those that follow each other by the second."""
+    longest, since = 0.0, points[0][0]
+    for (before, _), (now, _) in itertools.pairwise(points):
+        since = since if now - before < 1.5 else now
+        longest = max(longest, now - since)
+    return longest
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_no_alerts_expression_held_during_the_run(alert, watched):
-    """Their windows are longer than the run; here they are as long as pictures have them."""
-    expr = re.sub(r"\[\d+[mh]\]", "[8s]", alert.expr)
-    found = watched.server.series(expr, watched.started + 10, watched.ended)
-    assert not found, found[0]
+def test_no_alert_would_have_fired_with_its_times_shortened_to_the_run(alert, watched):
+    """A moment in which its expression holds is none: a busy machine may miss a scrape, eight seconds a prefetch."""
+    windows = re.findall(r"\[(\d+[mh])\]", alert.expr)
+    shorter = PICTURED_SECONDS / max(map(seconds, windows), default=seconds("15m"))
+    expr = re.sub(r"\[\d+[mh]\]", f"[{PICTURED_SECONDS:g}s]", alert.expr)
+    for labels, points in watched.server.series(expr, watched.started + 10, watched.ended):
+        assert longest_stretch(points) < shorter * seconds(alert.lasts), (labels, points)
 
 
 def test_the_target_is_up_and_its_scrapes_are_fast(watched):
@@ -111,6 +131,11 @@ def test_the_trace_shows_stages_sessions_and_tiers_side_by_side(watched):
     for fetch in fetches:
         middle = fetch["ts"] + fetch["dur"] / 2
         assert any(begin <= middle <= end for begin, end in retrievals)
+    # What was brought early: in lanes side by side where several chunks were on their way, all of them told.
+    lanes = [sorted(row, key=lambda e: e["ts"]) for name, row in by_track.items() if name.startswith("prefetch ")]
+    issued = watched.exporter.snapshot.workers[0].work.memory.prefetch.issued
+    assert 0 < sum(map(len, lanes)) == issued
+    assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for row in lanes for a, b in itertools.pairwise(row))
     stages = sorted(by_track["rollout"], key=lambda e: e["ts"])
     assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for a, b in itertools.pairwise(stages))
 
@@ -201,6 +226,8 @@ def test_top_without_an_exporter_or_without_the_right_token_is_one_clear_line(wa
         address = exporter.start()
         with pytest.raises(ConfigError, match="answers 401: a bearer token is needed"):
             commands.ask(address, "wrong")
+        with pytest.raises(ConfigError, match="answers 503: no figures yet"):
+            commands.ask(address, "operator")
         exporter.publish(watched.exporter.snapshot)
         assert commands.ask(address, "operator") == watched.exporter.snapshot
 

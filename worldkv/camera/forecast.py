@@ -47,7 +47,7 @@ def screws(relative_F44: FloatArray) -> FloatArray:
 def poses_of_screws(screw_F6: FloatArray) -> FloatArray:
     """The relative poses [F, 4, 4] whose screw coordinates these are: the inverse of `screws`."""
     turn_F3, velocity_F3 = screw_F6[:, :3], screw_F6[:, 3:]
-    sine_F, cosine_F, rest_F = _series(np.linalg.norm(turn_F3, axis=1))
+    sine_F, cosine_F, rest_F = _series(np.linalg.norm(turn_F3, axis=1)[:, None, None])
     cross_F33 = _cross_matrices(turn_F3)
     square_F33 = cross_F33 @ cross_F33
     rotation_F33 = np.eye(3) + sine_F * cross_F33 + cosine_F * square_F33
@@ -55,22 +55,43 @@ def poses_of_screws(screw_F6: FloatArray) -> FloatArray:
     return make_poses(rotation_F33, (jacobian_F33 @ velocity_F3[..., None])[..., 0])
 
 
+def poses_along(screw_N6: FloatArray, times_NS: FloatArray) -> FloatArray:
+    """The relative poses [N, S, 4, 4] after holding each screw for so many frames: `poses_of_screws` of every product.
+
+    For many times per screw much cheaper, as matrices are multiplied once per screw.
+    """
+    # exp(t X) = I + t X + (1 - cos a) / a² (t X)² + (a - sin a) / a³ (t X)³, with X the 4x4 matrix of the screw.
+    power_N444 = np.zeros((len(screw_N6), 4, 4, 4))
+    power_N444[:, 0] = np.eye(4)
+    power_N444[:, 1, :3, :3], power_N444[:, 1, :3, 3] = _cross_matrices(screw_N6[:, :3]), screw_N6[:, 3:]
+    np.matmul(power_N444[:, 1], power_N444[:, 1], out=power_N444[:, 2])
+    np.matmul(power_N444[:, 1], power_N444[:, 2], out=power_N444[:, 3])
+    rate_N = np.sqrt((screw_N6[:, :3] ** 2).sum(axis=1))
+    _, cosine_NS, rest_NS = _series(rate_N[:, None] * times_NS)
+    factor_NS4 = np.ones((*times_NS.shape, 4))
+    factor_NS4[..., 1] = times_NS
+    factor_NS4[..., 2] = cosine_NS * times_NS**2
+    factor_NS4[..., 3] = rest_NS * times_NS**3
+    pose_NS44: FloatArray = factor_NS4 @ power_N444.reshape(-1, 4, 16)
+    return pose_NS44.reshape(*times_NS.shape, 4, 4)
+
+
 def _left_jacobian(turn_F3: FloatArray) -> FloatArray:
     # I + (1 - cos a) / a² K + (a - sin a) / a³ K², with K the cross product by the turn vector of length a.
-    _, cosine_F, rest_F = _series(np.linalg.norm(turn_F3, axis=1))
+    _, cosine_F, rest_F = _series(np.linalg.norm(turn_F3, axis=1)[:, None, None])
     cross_F33 = _cross_matrices(turn_F3)
     return np.asarray(np.eye(3) + cosine_F * cross_F33 + rest_F * cross_F33 @ cross_F33)
 
 
-def _series(angle_F: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    # sin a / a, (1 - cos a) / a², (a - sin a) / a³, each [F, 1, 1].
-    small_F = angle_F < SMALL_ANGLE
-    safe_F = np.where(small_F, 1.0, angle_F)
-    sine_F, square_F = np.sin(safe_F), safe_F * safe_F
-    first_F = np.where(small_F, 1.0, sine_F / safe_F)
-    second_F = np.where(small_F, 1 / 2, (1 - np.cos(safe_F)) / square_F)
-    third_F = np.where(small_F, 1 / 6, (safe_F - sine_F) / (square_F * safe_F))
-    return first_F[:, None, None], second_F[:, None, None], third_F[:, None, None]
+def _series(angle: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    # sin a / a, (1 - cos a) / a², (a - sin a) / a³, of each.
+    small = angle < SMALL_ANGLE
+    safe = np.where(small, 1.0, angle)
+    sine, square = np.sin(safe), safe * safe
+    first: FloatArray = np.where(small, 1.0, sine / safe)
+    second: FloatArray = np.where(small, 1 / 2, (1 - np.cos(safe)) / square)
+    third: FloatArray = np.where(small, 1 / 6, (safe - sine) / (square * safe))
+    return first, second, third
 
 
 def _cross_matrices(turn_F3: FloatArray) -> FloatArray:

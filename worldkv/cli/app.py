@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from worldkv import __version__
 from worldkv.cli import evaluate, inspection, models, rolling, trajectories
 from worldkv.cli.stopping import Stopped
 from worldkv.errors import WorldKVError
@@ -28,12 +30,28 @@ def tree(rollout: Callable[..., None] = rolling.rollout) -> typer.Typer:
         pretty_exceptions_enable=False,
         help=HELP,
     )
+    app.callback(help=HELP)(_common)
     app.command("rollout")(rollout)
     app.command("eval")(evaluate.evaluate)
     app.command("inspect")(inspection.inspect)
     app.add_typer(trajectories.app, name="trajectory")
     app.add_typer(models.app, name="models")
     return app
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"worldkv {__version__}")
+        raise typer.Exit
+
+
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_say_version),
+    ] = False,
+) -> None:
+    """Options that go without a command."""
 
 
 USER_ERROR, INTERRUPTED = 2, 130

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worldkv.cli.counting import count
+from worldkv.errors import ConfigError
+
 if TYPE_CHECKING:
     from worldkv.models.published import PartReport
 
@@ -61,7 +64,7 @@ def check_folder(
         for part in check(path, one):
             faults += _show(part)
     if faults:
-        raise CheckpointError(f"{path}: cannot be used ({len(faults)} faults): {faults[0]}")
+        raise CheckpointError(f"{path}: cannot be used ({count(len(faults), 'fault')}): {faults[0]}")
     typer.echo("whole: every tensor is there, in the right shape")
 
 
@@ -155,12 +158,27 @@ def play_model(
     overrides = list(set_ or [])
     if random_weights is not None:
         overrides += ["model.folder=null", f"model.random_weights={random_weights}"]
-    resolved = load_as(PlayConfig, config, overrides)
+    try:
+        resolved = load_as(PlayConfig, config, overrides)
+    except ConfigError as fault:
+        if _is_for_rollouts(config):
+            raise ConfigError(f"{config}: is for rollouts of many worlds; use worldkv rollout") from fault
+        raise
     with stoppable("no video was written"), bar(1) as progress:
         made = play.play(resolved, progress=progress.step)
         progress.advance()
-    typer.echo(f"made     {made.chunks} chunks, {made.retrieved} chunks retrieved, {made.seconds:.1f} s")
+    typer.echo(f"made     {count(made.chunks, 'chunk')}, {made.retrieved} retrieved, {made.seconds:.1f} s")
     typer.echo(f"watch    {resolved.video}")
+
+
+def _is_for_rollouts(path: Path) -> bool:
+    from worldkv.config import load
+
+    try:
+        load(path)
+    except ConfigError:
+        return False
+    return True
 
 
 def _show(part: PartReport) -> list[str]:
@@ -168,7 +186,7 @@ def _show(part: PartReport) -> list[str]:
     if part.optional and part.faults and not part.tensors:
         typer.echo(f"  {part.part}: not there; it is optional ({part.path.name})")
         return []
-    typer.echo(f"  {part.part}: {part.tensors} tensors, {part.nbytes / 2**30:.2f} GiB ({part.path})")
+    typer.echo(f"  {part.part}: {count(part.tensors, 'tensor')}, {part.nbytes / 2**30:.2f} GiB ({part.path})")
     for fault in part.faults[:MOST_FAULTS]:
         typer.echo(f"    {fault}")
     if len(part.faults) > MOST_FAULTS:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worldkv.cli.counting import count
+from worldkv.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -47,12 +50,29 @@ def resolve(config: Path | None, overrides: Sequence[str], *, dry_run: bool) -> 
     """The configuration, and the command that gives it again; with `dry_run` it is printed, and that is all."""
     from worldkv import config as run_config
 
-    resolved = run_config.load(config, overrides)
+    try:
+        resolved = run_config.load(config, overrides)
+    except ConfigError as fault:
+        if config is not None and _is_played(config):
+            raise ConfigError(f"{config}: is for one world of a published model; use worldkv models play") from fault
+        raise
     if dry_run:
         typer.echo(resolved.to_yaml(), nl=False)
         raise typer.Exit
     changes = [word for override in overrides for word in ("--set", override)]
     return resolved, shlex.join(["worldkv", "rollout", *([str(config)] if config else []), *changes])
+
+
+def _is_played(path: Path) -> bool:
+    """Whether the file is one for `worldkv models play`."""
+    from worldkv.config import load_as
+    from worldkv.runs.play_config import PlayConfig
+
+    try:
+        load_as(PlayConfig, path)
+    except ConfigError:
+        return False
+    return True
 
 
 def in_process(config: RunConfig, command: str, *, resume: bool) -> None:
@@ -97,7 +117,7 @@ def _tell(done: Generated, result: RunResult, config: RunConfig) -> None:
     from worldkv.report.figures import policy_figures
 
     table = Table(
-        title=f"{_count(len(result.worlds), 'world')}: fidelity where the camera sees a place again",
+        title=f"{count(len(result.worlds), 'world')}: fidelity where the camera sees a place again",
         title_justify="left",
     )
     table.add_column("policy", overflow="fold")
@@ -131,7 +151,7 @@ def _memory_table(stats: MemoryStats) -> Table:
     """What each tier held and gave; a miss in one is a lookup of the next."""
     from rich.table import Table
 
-    table = Table(title=f"{_count(stats.lookups, 'lookup')} of remembered chunks", title_justify="left")
+    table = Table(title=f"{count(stats.lookups, 'lookup')} of remembered chunks", title_justify="left")
     table.add_column("tier", no_wrap=True)
     for name in ("held MiB", "of MiB", "chunks", "hits"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -156,20 +176,16 @@ def _reasons(misses: Mapping[str, int]) -> str:
 
 def _moved(done: Generated) -> list[str]:
     down, up, lost = done.memory.demoted, done.memory.promoted, done.memory.dropped
-    return [f"moved    {_count(down, 'chunk')} down, {up} up, {lost} out"] if down + up + lost else []
+    return [f"moved    {count(down, 'chunk')} down, {up} up, {lost} out"] if down + up + lost else []
 
 
 def _kept(left: MemoryStats, config: RunConfig) -> list[str]:
     """Where a later run finds chunks again."""
     places = [(tier, held) for tier, held in zip(config.memory.tiers, left.tiers, strict=True) if held.chunks]
-    return [f"kept     {_count(held.chunks, 'chunk')} in {tier.folder or tier.url}" for tier, held in places]
+    return [f"kept     {count(held.chunks, 'chunk')} in {tier.folder or tier.url}" for tier, held in places]
 
 
 def _made(done: Generated) -> str:
     if not done.made:
-        return f"nothing new: {_count(done.kept, 'episode')} there already, which is all"
-    return _count(done.made, "episode") + (f"; {done.kept} more were there already" if done.kept else "")
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("s" if number != 1 else "")
+        return f"nothing new: {count(done.kept, 'episode')} there already, which is all"
+    return count(done.made, "episode") + (f"; {done.kept} more were there already" if done.kept else "")

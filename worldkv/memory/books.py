@@ -62,6 +62,10 @@ class Books:
         self.events[how] += times
         self.events[f"{how}_bytes"] += times * nbytes
 
+    def told(self, span: Span) -> None:
+        """The listener hears of something that is counted elsewhere."""
+        self._listener(span)
+
     def asked_for(self, entry: Entry) -> None:
         """The chunk was given: if it lay in tier 0 because it was brought there early, that was of use."""
         self.prefetch["useful"] += entry.early

@@ -95,14 +95,20 @@ def _difference(held: str, config: RunConfig) -> str:
     wanted = dict(_leaves(yaml.safe_load(config.to_yaml())))
     for key in sorted((there.keys() | wanted.keys()) - {"output.folder"}):
         if there.get(key) != wanted.get(key):
-            return f"{key} is {there.get(key)!r} there, {wanted.get(key)!r} here"
+            return f"{key} is {_said(there, key)} there, {_said(wanted, key)} here"
     return ""
 
 
+def _said(leaves: Mapping[str, Any], key: str) -> str:
+    return json.dumps(leaves[key], ensure_ascii=False) if key in leaves else "not set"
+
+
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys as --set spells them, entries of lists by their number."""
     for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+        part = {str(place): entry for place, entry in enumerate(value)} if isinstance(value, list) else value
+        if isinstance(part, Mapping) and part:
+            yield from _leaves(part, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

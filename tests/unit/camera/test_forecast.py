@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldkv.camera.actions import Action, Motion, integrate
-from worldkv.camera.forecast import extrapolate, read_ahead
+from worldkv.camera.forecast import extrapolate, poses_along, poses_of_screws, read_ahead
 from worldkv.camera.poses import check_poses, planar_coordinates, planar_poses
 from worldkv.errors import TrajectoryError
 
@@ -69,3 +69,12 @@ def test_no_frames_ahead_give_no_poses():
 def test_forecast_from_nothing_is_refused():
     with pytest.raises(TrajectoryError, match="at least one recent pose"):
         extrapolate(np.zeros((0, 4, 4)), 3)
+
+
+def test_many_poses_along_a_screw_are_those_of_its_multiples():
+    rng = np.random.default_rng(0)
+    screw_N6, times_NS = rng.normal(size=(5, 6)), rng.uniform(0, 30, (5, 7))
+    screw_N6[0, :3] = 0.0
+    times_NS[1, 0] = 0.0
+    expected = poses_of_screws((times_NS[..., None] * screw_N6[:, None]).reshape(-1, 6)).reshape(5, 7, 4, 4)
+    assert np.allclose(poses_along(screw_N6, times_NS), expected, atol=1e-11)

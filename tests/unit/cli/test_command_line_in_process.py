@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -19,6 +20,21 @@ from worldkv.runs import generate
 
 def test_without_a_command_the_help_is_shown(worldkv):
     assert "rollout" in worldkv().out + worldkv().err
+
+
+def test_the_version_is_said_without_a_command(worldkv):
+    said = worldkv("--version")
+    assert (said.code, said.out, said.err) == (0, f"worldkv {version('worldkv')}\n", "")
+
+
+def test_a_configuration_of_another_command_is_told_which(worldkv):
+    played = "configs/play/lingbot-fast_1xh200.yaml"
+    said = worldkv("rollout", played, "--set", "worlds.count=2")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == f"error: {played}: is for one world of a published model; use worldkv models play\n"
+    said = worldkv("models", "play", "configs/demo.yaml")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == "error: configs/demo.yaml: is for rollouts of many worlds; use worldkv rollout\n"
 
 
 def test_a_dry_run_prints_what_can_be_run_and_makes_nothing(worldkv, tmp_path, monkeypatch):

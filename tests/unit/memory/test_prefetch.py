@@ -33,13 +33,21 @@ class Held(DiskTier):
 
 
 @pytest.fixture
-def slow(new_chunk, tmp_path: Path):
+def disk_spans():
+    """What the memory of `slow` told its listener."""
+    return []
+
+
+@pytest.fixture
+def slow(new_chunk, tmp_path: Path, disk_spans):
     """(memory, chunks): two near, one on a disk that waits for `memory.tiers[1].open_gate`."""
     chunks = [new_chunk(i, tokens=600) for i in range(3)]
     near = ResidentTier("device", torch.device("cpu"), 2 * chunks[0].nbytes)
     disk = Held.open("disk", tmp_path / "chunks", 8 * chunks[0].nbytes)
     disk.open_gate = threading.Event()
-    memory = ChunkMemory([near, disk], "weights-a", mover=VerifyingMover(readers=ThreadPoolExecutor(1)))
+    memory = ChunkMemory(
+        [near, disk], "weights-a", mover=VerifyingMover(readers=ThreadPoolExecutor(1)), listener=disk_spans.append
+    )
     for chunk in chunks:
         memory.admit(chunk)
     yield memory, chunks
@@ -104,6 +112,31 @@ def test_no_prefetch_takes_the_place_of_a_chunk_that_is_held(new_chunk, make_mem
         memory.prefetch([a.id])
         assert memory.lying() == [[b.id, c.id], [a.id]]
     assert memory.stats().prefetch == PrefetchStats()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_time_line_shows_what_was_on_its_way_and_what_came_of_it(slow, disk_spans, asked):
+    memory, (a, *_) = slow
+    expected = memory.prefetch([a.id])
+    assert not [span for span in disk_spans if span.track.startswith("prefetch")]
+    memory.tiers[1].open_gate.set()
+    if asked:
+        memory.fetch([a.id])
+    expected.let_go()
+    (span,) = [span for span in disk_spans if span.track.startswith("prefetch")]
+    assert (span.track, span.name, span.about["tier"], span.about["chunk"]) == ("prefetch 1", "prefetch", "disk", a.id)
+    assert span.about["outcome"] in (("in time", "late") if asked else ("given up",))
+    assert span.started < span.ended
+
+
+def test_chunks_on_their_way_together_are_shown_side_by_side(slow, disk_spans):
+    memory, (a, b, c) = slow
+    memory.demote([b.id, c.id])
+    expected = memory.prefetch([a.id, b.id])
+    memory.tiers[1].open_gate.set()
+    memory.fetch([a.id, b.id])
+    expected.let_go()
+    assert [span.track for span in disk_spans if span.name == "prefetch"] == ["prefetch 1", "prefetch 2"]
 
 
 def test_others_read_a_disk_while_its_owner_goes_on(slow):

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from worldkv.camera.overlaps import OVERLAP_SHORTLIST, VIEW_MIDDLE, by_overlap, centred_frustum
 from worldkv.camera.poses import make_poses
 from worldkv.memory import retrieval
 from worldkv.memory.index import PoseIndex
-from worldkv.memory.ranking import OVERLAP_SHORTLIST, VIEW_MIDDLE, Query, by_overlap, centred_frustum, choose
+from worldkv.memory.ranking import Query, choose
 from worldkv.memory.retrieval import mean_pose_distance, views_apart_sq, yaw_and_pitch, yaw_pitch
 
 INTRINSICS = np.array([100.0, 100.0, 100.0, 50.0], np.float32)

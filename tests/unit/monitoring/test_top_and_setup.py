@@ -46,7 +46,7 @@ def test_top_shows_workers_tiers_tenants_and_jobs():
 
 def test_the_first_look_has_nothing_to_compare_with():
     text = shown(snapshot(10))
-    assert " 0.0 video frames/s" in text.splitlines()[0]
+    assert "| - video frames/s |" in text.splitlines()[0]
     assert " - " in row(text, "worker-0")
 
 
@@ -94,6 +94,42 @@ def test_the_top_command_shows_what_an_exporter_answers(monkeypatch):
     result = CliRunner().invoke(cli(), ["top", "--once"])
     assert result.exit_code == 0, result.output
     assert "4 of 4 workers ready" in result.output
+
+
+def test_top_goes_on_with_the_last_figures_while_its_exporter_is_silent(monkeypatch):
+    answers = iter([snapshot(10), ConfigError("exporter http://a:1/snapshot: cannot be asked"), snapshot(11)])
+    drawn = []
+
+    def ask(exporter, token):
+        answer = next(answers, None)
+        if answer is None:
+            raise KeyboardInterrupt
+        if isinstance(answer, ConfigError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(commands, "ask", ask)
+    monkeypatch.setattr(commands.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("monitoring.view.draw", lambda *seen: drawn.append(seen) or "")
+    result = CliRunner().invoke(cli(), ["top"])
+    assert result.exit_code == 0, result.output
+    told = [(now.taken_at, before and before.taken_at, rest) for now, before, _, *rest in drawn]
+    first, second = snapshot(10).taken_at, snapshot(11).taken_at
+    silent = "exporter http://a:1/snapshot: cannot be asked"
+    assert told == [(first, None, []), (first, None, [silent]), (second, first, [None])]
+
+
+def test_figures_of_before_are_shown_with_why_there_are_no_newer_ones():
+    console = Console(file=io.StringIO(), width=120)
+    console.print(draw(snapshot(10), None, snapshot(10).taken_at + 7, "exporter a:1: cannot be asked"))
+    first, second, *_ = console.file.getvalue().splitlines()
+    assert first.rstrip().endswith("figures 7 s old")
+    assert second.rstrip() == "exporter a:1: cannot be asked"
+
+
+def test_what_there_is_none_of_has_no_table():
+    assert "jobs" in shown(snapshot(10))
+    assert "jobs" not in shown(replace(snapshot(10), jobs=()))
 
 
 def test_monitor_up_writes_a_folder_and_says_two_commands(tmp_path):

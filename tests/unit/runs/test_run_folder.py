@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,19 @@ def test_another_run_is_refused_naming_the_first_difference(config, tmp_path, tr
     with pytest.raises(OutputError, match=r"another run \(worlds\.count is 3 there, 4 here\), which is left as it is"):
         run_folder.claim(config("run", "worlds.count=4"), resume=True)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("policies=[full, sliding]", 'policies.0 is "worldkv" there, "full" here'),
+        ("policies=[worldkv]", 'policies.1 is "sliding" there, not set here'),
+    ],
+)
+def test_of_lists_that_differ_the_first_entry_is_named(config, change, said):
+    run_folder.claim(config("run", "policies=[worldkv, sliding]"), resume=False)
+    with pytest.raises(OutputError, match=re.escape(f"another run ({said})")):
+        run_folder.claim(config("run", change), resume=True)
 
 
 def test_a_run_goes_by_what_it_does_and_not_by_how_its_folder_is_spelled(config, tmp_path, monkeypatch):

@@ -32,11 +32,12 @@ def view(pending, running=(), tenants=None, now=10.0):
 
 
 def order(pending, running=(), tenants=None, now=10.0):
-    return [pending[row].session for row in service_order(view(pending, running, tenants, now), TOTAL).order]
+    return [pending[row].session for row in service_order(view(pending, running, tenants, now), TOTAL).order_P.tolist()]
 
 
 def test_nobody_waits_nobody_is_served():
-    assert service_order(view([]), TOTAL) == ([], 0)
+    order_P, reserved = service_order(view([]), TOTAL)
+    assert (order_P.tolist(), reserved) == ([], 0)
 
 
 def test_equal_tenants_are_served_in_turn_however_long_their_queues():

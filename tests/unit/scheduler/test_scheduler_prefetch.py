@@ -199,6 +199,13 @@ def test_unlikely_chunks_stay_where_they_are(make_view, going_back):
     assert not plan_prefetch(make_view(live), {"s": (Planned(going_back.script_F44, 0.4),)}).transfers
 
 
+@pytest.mark.parametrize(("chance", "target"), [(0.9, 0), (0.6, 1)])
+def test_what_is_hardly_likelier_than_not_waits_one_tier_away(make_view, going_back, chance, target):
+    live = changed(dataclasses.replace(going_back, script_F44=None), tier_N=np.full(6, 2))
+    plan = plan_prefetch(make_view(live), {"s": (Planned(going_back.script_F44, chance),)})
+    assert {one.to_tier for one in plan.transfers} == {target}
+
+
 def test_a_bad_predictor_is_named_in_the_plan(make_view, going_back):
     live = dataclasses.replace(going_back, script_F44=None)
     plan = plan_prefetch(make_view(live), {"s": (Planned(np.zeros((8, 4, 4)), 0.9),)})

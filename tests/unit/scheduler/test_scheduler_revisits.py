@@ -10,10 +10,12 @@ from scheduler.revisits import predict_revisits
 from scheduler.snapshot import ChunkTable, Recall, SessionView
 from worldkv.camera import Motion, integrate, out_and_back, wander
 from worldkv.camera.nearness import candidates, mean_pose
+from worldkv.camera.overlaps import centred_frustum
 from worldkv.memory.index import PoseIndex
 from worldkv.memory.ranking import Query, choose
 
 FRAMES = 4
+FRUSTUM = centred_frustum(np.ones(4), 8.0)
 
 
 def scripted(c2w_F44, chunk, recall):
@@ -41,13 +43,13 @@ def chosen(c2w_F44, chunk, recall):
     return set(choose(recall.ranking, index, allowed, query, recall.retrieved_chunks, sight=8.0))
 
 
-@pytest.mark.parametrize("ranking", ["pose", "yaw"])
+@pytest.mark.parametrize("ranking", ["pose", "yaw", "overlap"])
 @pytest.mark.parametrize("chunk", [3, 12, 40, 300])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_script_says_exactly_what_retrieval_will_pick(ranking, chunk, seed):
     actions = wander(np.random.default_rng(seed), (chunk // 2 + 6) * FRAMES)
     c2w_F44 = out_and_back(integrate(actions, Motion(5.0, 0.3)))
-    recall = Recall(ranking=ranking)
+    recall = Recall(ranking=ranking, frustum=FRUSTUM)
     view = scripted(c2w_F44, chunk, recall)
     revisits = predict_revisits(view, forecast(view, 4, ()))
     for ahead, chance_N in enumerate(revisits.chance_HN):
@@ -74,6 +76,15 @@ def test_ways_add_up_to_a_chance(make_session, walk):
     assert np.allclose(revisits.chance_HN[0, :2], [0.6, 0.3])
     assert revisits.chance_HN[0, 2:].sum() == 0
     assert revisits.nearness_N[0] == revisits.nearness_N[1] == 1
+
+
+def test_what_ways_that_are_guessed_will_see_adds_up_too(make_session, walk):
+    view = make_session(walk("R*40"), 9, recall=Recall(1, 0, 1, "overlap", FRUSTUM))
+    known = Forecast(view.table.pose_N44[[0, 4]][:, None], np.array([[0.6], [0.3]]), "test")
+    revisits = predict_revisits(view, known)
+    assert np.flatnonzero(revisits.chance_HN[0]).tolist() == [0, 4]
+    assert np.allclose(revisits.chance_HN[0, [0, 4]], [0.6, 0.3])
+    assert revisits.nearness_N[[0, 4]].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("recall", [Recall(0, 0, 1), Recall(2, 9, 1), Recall(2, 0, 10)])

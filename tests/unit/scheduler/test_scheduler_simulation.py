@@ -16,8 +16,9 @@ from scheduler.simulation.placing import Rounds
 from scheduler.simulation.sessions import make_live
 from scheduler.simulation.shelves import Shelves
 from scheduler.simulation.strategies import STRATEGIES, Planned, Reactive
-from scheduler.snapshot import TenantView
+from scheduler.snapshot import Recall, TenantView
 from scheduler.synthetic import Load, made_up
+from worldkv.camera import Frustum
 from worldkv.errors import ConfigError
 
 CHUNK = 100
@@ -96,6 +97,15 @@ def test_plans_beat_waiting_and_nobody_beats_the_clairvoyant():
     load = traces(3, 80)
     stalls = {name: run(STRATEGIES[name](), load)[1].stall_seconds for name in ("lru", "planned", "clairvoyant")}
     assert stalls["clairvoyant"] <= stalls["planned"] < 0.3 * stalls["lru"]
+
+
+def test_a_script_ranked_by_overlap_leaves_nothing_to_wait_for():
+    recall = Recall(3, ranking="overlap", frustum=Frustum(-1.0, 1.0, -0.6, 0.6, 0.125, 8.0))
+    load = [dataclasses.replace(one, recall=recall) for one in traces(scripted_share=1.0)]
+    assert any(one for one in make_live(0, load[0], Counts()).wanted)
+    _, figures = run(Planned(), load)
+    assert figures.lookups > 0
+    assert figures.summary()["on_time_ratio"] == 1.0
 
 
 def test_a_script_leaves_nothing_to_wait_for():

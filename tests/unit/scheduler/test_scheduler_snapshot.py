@@ -8,6 +8,7 @@ from scheduler.snapshot import (
     ClusterView,
     LinkView,
     PendingView,
+    Recall,
     Resources,
     RunningView,
     TenantView,
@@ -56,6 +57,7 @@ def test_a_table_that_contradicts_its_session_is_refused(make_view, one, columns
         ({"recent_F44": np.full((1, 4, 4), np.nan)}, "not finite"),
         ({"chunk_seconds": 0.0}, "chunk_seconds=0.0"),
         ({"frames_per_chunk": 0}, "frames_per_chunk=0"),
+        ({"recall": Recall(ranking="overlap")}, "retrieves by overlap, but no frustum"),
     ],
 )
 def test_a_session_without_a_camera_or_pace_is_refused(make_view, one, changes, fault):

@@ -6,6 +6,7 @@ import pytest
 from scheduler.snapshot import Recall
 from scheduler.synthetic import Load, made_up
 from scheduler.trace import Observed, SessionTrace, read_trace, write_trace
+from worldkv.camera import Frustum
 from worldkv.errors import ConfigError, OutputError, TraceError
 
 HEADER = {"format": "worldkv-trace", "version": 1}
@@ -18,7 +19,9 @@ SESSION = {
     "chunk_bytes": 10,
     "frames_per_chunk": 2,
 }
+FRUSTUM = Frustum(-0.5, 0.5, -0.25, 0.25, 0.125, 8.0)
 POSE = np.eye(4)[:3].reshape(-1).tolist()
+OVERLAP = SESSION | {"ranking": "overlap"}
 CHUNK = {"kind": "chunk", "session": "a", "chunk": 0, "c2w": [POSE, POSE]}
 
 
@@ -31,7 +34,8 @@ def file(tmp_path):
     return tmp_path / "run.trace"
 
 
-def test_a_trace_comes_back_as_it_was_written(file, walk):
+@pytest.mark.parametrize("recall", [Recall(3, 2, 1, "yaw"), Recall(3, 2, 1, "overlap", FRUSTUM)])
+def test_a_trace_comes_back_as_it_was_written(file, walk, recall):
     trace = SessionTrace(
         session="a",
         tenant="t",
@@ -42,7 +46,7 @@ def test_a_trace_comes_back_as_it_was_written(file, walk):
         arrives_seconds=3.0,
         scripted=True,
         latent_stride=2,
-        recall=Recall(3, 2, 1, "yaw"),
+        recall=recall,
         gang=2,
         priority=1,
         job="j",
@@ -91,6 +95,10 @@ def test_a_file_cut_off_in_its_last_line_is_read_up_to_there(file):
         (lines(HEADER, SESSION | {"chunk_bytes": True}, CHUNK), ":2: chunk_bytes is True"),
         (lines(HEADER, SESSION | {"arrives_seconds": "soon"}, CHUNK), ":2: arrives_seconds is 'soon', .*from 0 up"),
         (lines(HEADER, SESSION | {"ranking": "random"}, CHUNK), ":2: ranking is 'random', allowed are pose, yaw"),
+        (lines(HEADER, SESSION | {"ranking": "overlap"}, CHUNK), ":2: frustum is None, expected"),
+        (lines(HEADER, OVERLAP | {"frustum": [1] * 5}, CHUNK), r":2: frustum is \[1, 1, 1, 1, 1\], expected"),
+        (lines(HEADER, OVERLAP | {"frustum": [1] * 6}, CHUNK), ":2: frustum is .* is empty"),
+        (lines(HEADER, OVERLAP | {"frustum": ["x"] * 6}, CHUNK), ":2: frustum is .* could not convert"),
         (lines(HEADER, SESSION) + "{broken\n" + lines(CHUNK), ":3: is no JSON"),
     ],
 )
