@@ -289,23 +289,33 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_text(text: str, where: str) -> RunConfig:
     """The configuration that `to_yaml` wrote; `where` it was found is named in faults. Raises ConfigError."""
+    return load_text_as(RunConfig, text, where)
+
+
+def load_text_as(schema: type[Schema], text: str, where: str) -> Schema:
+    """The same for a configuration of another kind."""
     try:
-        return RunConfig.model_validate(yaml.safe_load(text))
+        return schema.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as fault:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(fault).split())}") from fault
     except ValidationError as fault:
-        raise ConfigError(f"{where}: {_first_fault(fault, RunConfig)}") from None
+        raise ConfigError(f"{where}: {_first_fault(fault, schema)}") from None
 
 
 def load_as(schema: type[Schema], path: Path | None, overrides: Sequence[str] = ()) -> Schema:
     """The same for a configuration of another kind."""
+    try:
+        return schema.model_validate(read(path, overrides))
+    except ValidationError as fault:
+        raise ConfigError(f"{path or 'configuration'}: {_first_fault(fault, schema)}") from None
+
+
+def read(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML file and overrides say, unchecked. Raises ConfigError where that cannot be read."""
     content: dict[str, Any] = {} if path is None else _read(path)
     for override in overrides:
         _override(content, override)
-    try:
-        return schema.model_validate(content)
-    except ValidationError as fault:
-        raise ConfigError(f"{path or 'configuration'}: {_first_fault(fault, schema)}") from None
+    return content
 
 
 def _read(path: Path) -> dict[str, Any]:

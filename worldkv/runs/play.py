@@ -6,10 +6,11 @@ Everything that a user can get wrong is refused before a weight is read.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from worldkv.memory.store import ChunkMemory
 from worldkv.models.checkpoint import sole_tensor
 from worldkv.models.lingbot.camera import longest_step
 from worldkv.models.published import Published, Size, named, open_model, random_model
+from worldkv.models.ranks import ALONE, Ranks
 from worldkv.models.wan.model import WanModel, geometry_of
 from worldkv.models.wan.pictures import refuse_other_aspect
 from worldkv.models.wan.shape import TextShape
@@ -58,6 +60,19 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A rollout whose configuration and inputs are in order, before a weight is read."""
+
+    published: Published
+    policy: MemoryPolicy
+    inputs: Inputs
+    chunks: int
+    """Of the whole trajectory."""
+    stored_bytes: int
+    """Of one chunk in memory, on one rank."""
+
+
+@dataclass(frozen=True)
 class Played:
     """What came of it."""
 
@@ -69,26 +84,49 @@ class Played:
 
 def play(config: PlayConfig, *, progress: Progress, probe: Probe | None = None) -> Played:
     """Roll out the world and write its video. Raises a WorldKVError for whatever is wrong with the configuration."""
+    if config.model.ranks > 1:
+        raise ConfigError(f"model.ranks = {config.model.ranks}: this is one process; use worldkv rollout, or ranks = 1")
     check_video(config.video)
+    prepared = prepare(config)
+    check_memory(config, prepared, default_device(), probe or Probe())
+    progress("loading the weights", 0, 1)
+    model = load(config.model, default_device())
+    started = time.perf_counter()
+    records = _records(model, prepared, config, progress)
+    seconds = time.perf_counter() - started
+    write_video(config.video, [record.frames_FHWC for record in records], prepared.published)
+    return Played(len(records), sum(len(record.retrieved) for record in records), seconds)
+
+
+def prepare(config: PlayConfig) -> Prepared:
+    """Read the inputs and check them and the policy. Raises ConfigError, CheckpointError, TrajectoryError."""
     published = named(config.model.name)
     policy = parse_policy(config.policy or published.policy)
     check_window(published, policy)
     settings = published.settings(config.model.size)
-    stored = chunk_bytes(geometry_of(published.shape(config.model.size), settings), policy)
+    whole = geometry_of(published.shape(config.model.size), settings)
+    stored = chunk_bytes(replace(whole, heads=whole.heads // config.model.ranks), policy)
     check_windows(config.memory, policy, policy.retrieved_chunks * stored)
     inputs = read_inputs(published, config.model.size, config.inputs)
     chunks = len(inputs.trajectory) // (settings.chunk_latent_frames * WanModel.video_frames_per_latent)
-    check_room(config.memory, _device(), stored * chunks if policy.remembers else 0, probe or Probe())
+    return Prepared(published, policy, inputs, chunks, stored)
+
+
+def check_memory(config: PlayConfig, prepared: Prepared, device: torch.device, probe: Probe) -> None:
+    """Raise ConfigError or OutputError where this process cannot have its memory."""
+    stored = prepared.stored_bytes * prepared.chunks if prepared.policy.remembers else 0
+    check_room(config.memory, device, stored, probe)
     check_places(config.memory, "video", config.video)
-    progress("loading the weights", 0, 1)
-    model = _open(published, config.model)
-    started = time.perf_counter()
-    records = _records(model, inputs, policy, config, progress)
-    frames: NDArray[np.uint8] = np.concatenate([record.frames_FHWC for record in records])
-    seconds = time.perf_counter() - started
-    config.video.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(config.video, encode(frames, published.video_fps, EncoderOptions(gop=KEY_FRAME_EVERY)))
-    return Played(len(records), sum(len(record.retrieved) for record in records), seconds)
+
+
+def write_video(video: Path, frames_FHWC: Sequence[NDArray[np.uint8]], published: Published) -> None:
+    """The pictures of all chunks, in order, as the video. Raises OutputError."""
+    whole: NDArray[np.uint8] = np.concatenate(frames_FHWC)
+    try:
+        video.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise OutputError(f"{video}: cannot be written: {fault.strerror or fault}") from fault
+    write_whole(video, encode(whole, published.video_fps, EncoderOptions(gop=KEY_FRAME_EVERY)))
 
 
 def check_video(video: Path) -> None:
@@ -101,13 +139,11 @@ def check_video(video: Path) -> None:
         raise OutputError(f"{video}: cannot be written: {fault.strerror or fault}") from fault
 
 
-def _records(
-    model: WanModel, inputs: Inputs, policy: MemoryPolicy, config: PlayConfig, progress: Progress
-) -> list[ChunkRecord]:
+def _records(model: WanModel, prepared: Prepared, config: PlayConfig, progress: Progress) -> list[ChunkRecord]:
     records: list[ChunkRecord] = []
     with (
         closing(open_memory(config.memory, model)) as memory,
-        closing(_session(model, memory, policy, inputs, config)) as session,
+        closing(begin(model, memory, prepared, config)) as session,
     ):
         for (record,) in rollout(model, [session], levels=model.schedule):
             records.append(record)
@@ -115,29 +151,33 @@ def _records(
     return records
 
 
-def _session(model: WanModel, memory: ChunkMemory, policy: MemoryPolicy, inputs: Inputs, config: PlayConfig) -> Session:
+def begin(model: WanModel, memory: ChunkMemory, prepared: Prepared, config: PlayConfig) -> Session:
+    """The session at the start of its trajectory."""
     return open_session(
         model,
         memory,
-        policy,
-        inputs.trajectory,
+        prepared.policy,
+        prepared.inputs.trajectory,
         seed=config.seed,
         tenant=config.memory.tenant,
-        context=inputs.context,
+        context=prepared.inputs.context,
     )
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def default_device() -> torch.device:
+    """A CUDA device where this process has one."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _open(published: Published, wanted: PlayedModel) -> WanModel:
-    device = _device()
+def load(wanted: PlayedModel, device: torch.device, ranks: Ranks = ALONE) -> WanModel:
+    """The model, or this rank's part of it. Raises as `open_model` does."""
+    published = named(wanted.name)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "ranks": ranks}
     if wanted.folder is not None:
-        return open_model(wanted.folder, published, device=device, dtype=dtype, quick_decoder=wanted.quick_decoder)
+        return open_model(wanted.folder, published, quick_decoder=wanted.quick_decoder, **where)
     assert wanted.random_weights is not None, "the configuration was checked"
-    return random_model(published, wanted.random_weights, size=wanted.size, device=device, dtype=dtype)
+    return random_model(published, wanted.random_weights, size=wanted.size, **where)
 
 
 def read_inputs(published: Published, size: Size, wanted: PlayInputs) -> Inputs:

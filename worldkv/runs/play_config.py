@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from worldkv.config import MemoryConfig, Section
@@ -25,6 +26,10 @@ class PlayedModel(Section):
     """Of random weights; tiny is for tests."""
     quick_decoder: bool = Field(False, strict=True)
     """True decodes with TAEHV, which must be in the folder."""
+    ranks: int = Field(1, ge=1, le=64, strict=True)
+    """Over how many GPUs, or CPU processes, the model and its memory are shared out; must divide the model's heads."""
+    across_nodes: bool = Field(False, strict=True)
+    """True lets ranks be on several nodes, for what no node holds alone: they exchange megabytes in every layer."""
 
     @field_validator("name")
     @classmethod
@@ -41,6 +46,16 @@ class PlayedModel(Section):
             raise ValueError("size: tiny goes with random_weights; a folder's weights have their own size")
         if self.quick_decoder and self.folder is None:
             raise ValueError("quick_decoder goes with folder; random weights have none")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> PlayedModel:
+        heads = published()[self.name].shape(self.size).heads
+        if heads % self.ranks:
+            allowed = ", ".join(str(ranks) for ranks in range(1, heads + 1) if heads % ranks == 0)
+            raise ValueError(
+                f"ranks = {self.ranks}: must divide the {heads} heads of {self.name}, so be one of {allowed}"
+            )
         return self
 
 
@@ -63,6 +78,7 @@ class PlayConfig(Section):
     policy: str | None = None
     """Memory policy; none: what suits the model."""
     memory: MemoryConfig = MemoryConfig()
+    """Of each rank, for its heads' part of every chunk."""
     seed: int = Field(0, ge=0, strict=True)
     """Of the noise."""
     video: Path
@@ -74,3 +90,7 @@ class PlayConfig(Section):
         if policy is not None:
             parse_policy(policy)
         return policy
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; `load` of it gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
