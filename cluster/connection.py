@@ -85,6 +85,8 @@ class Resources:
     gpus: int
     most_cpus: int
     """Of one node."""
+    most_gpus: int
+    """Likewise."""
 
 
 def every_node() -> list[dict[str, Any]]:
@@ -102,7 +104,7 @@ def resources() -> Resources:
     """Of the cluster that this process is in."""
     found = [node["Resources"] for node in living_nodes()]
     cpus, gpus = ([int(one.get(name, 0)) for one in found] for name in ("CPU", "GPU"))
-    return Resources(len(found), sum(cpus), sum(gpus), max(cpus))
+    return Resources(len(found), sum(cpus), sum(gpus), max(cpus), max(gpus))
 
 
 def _versions(fault: str) -> str:
