@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worldkv.cli import rolling
+
 if TYPE_CHECKING:
     from worldkv.models.published import PartReport
 
@@ -80,21 +82,10 @@ def play_model(
 
     `worldkv models play configs/play/lingbot-fast_1xh200.yaml --set inputs.image=first.png`
     """
-    from worldkv.cli.progress import bar
-    from worldkv.cli.stopping import stoppable
-    from worldkv.config import load_as
-    from worldkv.runs import play
-    from worldkv.runs.play_config import PlayConfig
-
     overrides = list(set_ or [])
     if random_weights is not None:
         overrides += ["model.folder=null", f"model.random_weights={random_weights}"]
-    resolved = load_as(PlayConfig, config, overrides)
-    with stoppable("no video was written"), bar(1) as progress:
-        made = play.play(resolved, progress=progress.step)
-        progress.advance()
-    typer.echo(f"made     {made.chunks} chunks, {made.retrieved} chunks retrieved, {made.seconds:.1f} s")
-    typer.echo(f"watch    {resolved.video}")
+    rolling.play_in_process(rolling.resolve_play(config, overrides, dry_run=False)[0])
 
 
 def _show(part: PartReport) -> list[str]:
