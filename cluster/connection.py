@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from cluster.environment import check_address
+from cluster.environment import check_address, listens
 from worldkv.errors import ClusterError
 
 NAMESPACE = "worldkv"
@@ -89,8 +89,16 @@ class Resources:
     """Likewise."""
 
 
+def check_head() -> None:
+    """Raise ClusterError where the head is gone: whoever asks it then waits for a minute, and is ended by Ray."""
+    address = ray.get_runtime_context().gcs_address
+    if not listens(address):
+        raise ClusterError(f"address {address}: the head of the cluster is gone, and the cluster with it")
+
+
 def every_node() -> list[dict[str, Any]]:
-    """As Ray describes them, the dead too."""
+    """As Ray describes them, the dead too. Raises ClusterError where the head is gone."""
+    check_head()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return nodes
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,11 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.connection import Resources, living_nodes
+from cluster.connection import Resources, check_head, living_nodes
 from cluster.gangs.rank import PlayOrder, Rank, RankOpened, RankPlayed
 from cluster.pool import CPU_SHARE, DOUBT_SECONDS, NODE_LABEL, OPENING_FACTOR
 from cluster.sharding import Seat
-from worldkv.errors import ConfigError, ModelError
+from worldkv.errors import ClusterError, ConfigError, ModelError
 from worldkv.runs.play_config import PlayedModel
 from worldkv.stats import WorkerStats
 
@@ -150,9 +151,11 @@ class Gang:
             self._stop()
             raise
         finally:
-            for one in self._ranks:
-                ray.kill(one.actor)
-            remove_placement_group(group)
+            with suppress(ClusterError):  # without a head nothing is left
+                check_head()
+                for one in self._ranks:
+                    ray.kill(one.actor)
+                remove_placement_group(group)
 
     def _ask_for_room(self) -> PlacementGroup:
         bundle = {"CPU": self.seats.cpus, **({"GPU": self.seats.gpus} if self.seats.gpus else {})}
