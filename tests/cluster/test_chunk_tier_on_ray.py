@@ -169,6 +169,13 @@ def test_weights_that_changed_make_shared_chunks_stale(workers):
     assert ask(worker.misses.remote())["stale_epoch"] == 1
 
 
+def test_looking_ahead_brings_chunks_of_another_node(nodes, workers):
+    ids = ask(workers[0].admit.remote([30]))
+    assert ask(workers[0].flush.remote()) >= set(ids)
+    ask(workers[1].take_over.remote(ids))
+    assert ask(workers[1].prefetch.remote([30])) == (1, 1)
+
+
 def test_directories_that_are_killed_come_back_and_know_everything_again(nodes, workers):
     before = ask(directory(0).nodes.remote())
     assert sum(before.values()) >= 12  # four chunks, twice on nodes and once in the durable tier
