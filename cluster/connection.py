@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from cluster.environment import check_address
+from cluster.environment import check_address, listens
 from worldkv.errors import ClusterError
 
 NAMESPACE = "worldkv"
@@ -85,10 +85,20 @@ class Resources:
     gpus: int
     most_cpus: int
     """Of one node."""
+    most_gpus: int
+    """Likewise."""
+
+
+def check_head() -> None:
+    """Raise ClusterError where the head is gone: whoever asks it then waits for a minute, and is ended by Ray."""
+    address = ray.get_runtime_context().gcs_address
+    if not listens(address):
+        raise ClusterError(f"address {address}: the head of the cluster is gone, and the cluster with it")
 
 
 def every_node() -> list[dict[str, Any]]:
-    """As Ray describes them, the dead too."""
+    """As Ray describes them, the dead too. Raises ClusterError where the head is gone."""
+    check_head()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return nodes
 
@@ -102,7 +112,7 @@ def resources() -> Resources:
     """Of the cluster that this process is in."""
     found = [node["Resources"] for node in living_nodes()]
     cpus, gpus = ([int(one.get(name, 0)) for one in found] for name in ("CPU", "GPU"))
-    return Resources(len(found), sum(cpus), sum(gpus), max(cpus))
+    return Resources(len(found), sum(cpus), sum(gpus), max(cpus), max(gpus))
 
 
 def _versions(fault: str) -> str:

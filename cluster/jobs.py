@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -157,7 +157,7 @@ class Job:
         while True:
             for event in pool.events(POLL_SECONDS):
                 if isinstance(event, Ready):
-                    _check_versions(event.opened)
+                    check_versions(event.opened.node, event.opened.versions)
                     return event.opened
                 starts.note(event)
 
@@ -180,12 +180,13 @@ class _Starts:
                 raise ClusterError(f"workers die before they are ready, {self.false} in a row: {event.reason}")
 
 
-def _check_versions(opened: Opened) -> None:
+def check_versions(node: str, found: Mapping[str, str]) -> None:
+    """Raise ClusterError where a node runs others than this process."""
     here = versions()
-    for name, there in opened.versions.items():
+    for name, there in found.items():
         if there != here[name]:
             raise ClusterError(
-                f"node {opened.node}: runs {name} {there}, this is {here[name]}; they must be the same on all nodes"
+                f"node {node}: runs {name} {there}, this is {here[name]}; they must be the same on all nodes"
             )
 
 
@@ -295,7 +296,7 @@ class _Driver:
                 self.last_seeds.pop(slot, None)
                 self._again(batch, None if blameless else f"worker {slot}: {reason}")
             case Ready(_, opened):
-                _check_versions(opened)
+                check_versions(opened.node, opened.versions)
                 self.starts.note(event)
             case _:
                 self.starts.note(event)

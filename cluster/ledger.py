@@ -24,8 +24,9 @@ from typing import Any, Literal, TypeVar
 
 from cluster.parcel import Checkpoint, Finished, pack_finished, unpack_checkpoint, unpack_finished
 from cluster.storage import Storage
-from worldkv.config import RunConfig, load_text
+from worldkv.config import RunConfig, load_text_as
 from worldkv.errors import JobError, WorldKVError
+from worldkv.runs.play_config import PlayConfig
 
 Part = TypeVar("Part")
 RECORD, STATE, CANCEL, BATCHES = "job.json", "state.json", "cancel", "batches"
@@ -50,10 +51,21 @@ class JobRecord:
     """By which the report says it can be made again."""
     created: float
     """Seconds since the epoch."""
+    kind: Literal["rollout", "play"] = "rollout"
+    """Worlds into a dataset, or one world of a published model into a video."""
 
     def run_config(self) -> RunConfig:
-        """The configuration, as it was given."""
-        return load_text(self.config, f"job {self.id}")
+        """The configuration, as it was given. Raises ConfigError."""
+        return load_text_as(RunConfig, self.config, f"job {self.id}")
+
+    def play_config(self) -> PlayConfig:
+        """The same where the kind is play."""
+        return load_text_as(PlayConfig, self.config, f"job {self.id}")
+
+    @property
+    def output(self) -> Path:
+        """What the job writes: a folder, or a video."""
+        return Path(self.base) / (self.play_config().video if self.kind == "play" else self.run_config().output.folder)
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,12 @@ def new_record(config: RunConfig, *, base: Path, command: str, priority: int) ->
     """Of a job that is submitted now."""
     folder = base / config.output.folder
     return JobRecord(job_id(folder), config.to_yaml(), str(base), config.memory.tenant, priority, command, time.time())
+
+
+def new_play_record(config: PlayConfig, *, base: Path, command: str, priority: int) -> JobRecord:
+    """Of a world of a published model."""
+    made = job_id(base / config.video), config.to_yaml(), str(base), config.memory.tenant, priority, command
+    return JobRecord(*made, time.time(), "play")
 
 
 def _or_none(read: Callable[[bytes], Part], data: bytes) -> Part | None:

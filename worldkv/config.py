@@ -287,13 +287,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     return load_as(RunConfig, path, overrides)
 
 
-def load_text(text: str, where: str) -> RunConfig:
-    """The configuration that `to_yaml` wrote; `where` it was found is named in faults. Raises ConfigError."""
-    return load_text_as(RunConfig, text, where)
-
-
 def load_text_as(schema: type[Schema], text: str, where: str) -> Schema:
-    """The same for a configuration of another kind."""
+    """The configuration that `to_yaml` wrote; `where` it was found is named in faults. Raises ConfigError."""
     try:
         return schema.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as fault:

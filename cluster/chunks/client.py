@@ -6,6 +6,7 @@ durable tier. A party that does not answer in time raises TransferError; what on
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,8 @@ class Client:
     def __init__(self, me: Process, network: Network) -> None:
         self.me, self._network = me, network
         self._ahead: OrderedDict[Key, Loan] = OrderedDict()
-        """Sent for and not asked for yet."""
+        """Sent for and not asked for yet; looked at under the lock, for several threads read."""
+        self._lock = threading.Lock()
 
     def store(self, label: Label, data: Bytes) -> None:
         """Give the node's server a copy of the chunk; visible there when this returns. Blocks.
@@ -114,7 +116,8 @@ class Client:
 
         Blocks. Raises ChunkEvicted, ChunkNotFound where all who had it are dead, TransferError where nobody can tell.
         """
-        sent_for = self._ahead.pop(key, None)
+        with self._lock:
+            sent_for = self._ahead.pop(key, None)
         if sent_for is not None:
             loan = self._ask(lambda: self._open(sent_for), None)
             if loan is not None:
@@ -143,7 +146,8 @@ class Client:
         Raises nothing.
         """
         for node, keys in keys_by_node.items():
-            fresh = [key for key in keys if key not in self._ahead]
+            with self._lock:
+                fresh = [key for key in keys if key not in self._ahead]
             nothing: list[Lent] = []
             lent = self._ask(partial(self._all_lent_by, node, fresh), nothing) if fresh else nothing
             came = {key: Loan(node, *one) for key, one in zip(fresh, lent, strict=False) if isinstance(one, tuple)}
@@ -156,16 +160,13 @@ class Client:
                     came[key] = replace(loan, data=data)
             else:
                 self._network.objects.fetch_ahead(handles)
-            self._ahead |= came
-        while len(self._ahead) > AHEAD_CHUNKS:
-            _, loan = self._ahead.popitem(last=False)
-            self.give_back(loan.node, [loan.number])
+            with self._lock:
+                self._ahead |= came
+        self._give_up_all_but(AHEAD_CHUNKS)
 
     def close(self) -> None:
         """Give back what was sent for and never read."""
-        while self._ahead:
-            _, loan = self._ahead.popitem()
-            self.give_back(loan.node, [loan.number])
+        self._give_up_all_but(0)
 
     def give_back(self, node: str, numbers: Sequence[int]) -> None:
         """The bytes of these loans are not read any more. Does not wait."""
@@ -194,6 +195,14 @@ class Client:
     def copied(self, keys: Sequence[Key]) -> dict[Key, bool]:
         """See `Directory.copied`. Raises TransferError."""
         return self._of_any_directory(lambda directory: directory.copied(keys, self._network.now()))
+
+    def _give_up_all_but(self, newest: int) -> None:
+        while True:
+            with self._lock:
+                if len(self._ahead) <= newest:
+                    return
+                _, loan = self._ahead.popitem(last=False)
+            self.give_back(loan.node, [loan.number])
 
     def _find_at(self, node: str, tenant: str, name: str) -> Found | None:
         return self._network.server(node).find(tenant, [name], self.me).get(name)

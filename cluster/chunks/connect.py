@@ -50,7 +50,7 @@ def open_node_tier(settings: ChunkSettings, *, outbox_bytes: int = OUTBOX_BYTES)
     client = Client(this_process(node), network)
     # At most half of what the node may hold is under way to it, or it could never arrive.
     bound = max(1, min(outbox_bytes, settings.capacity_bytes // 2))
-    outbox = Outbox(client.store, lambda: tier.give_back(), bound, network.pause)
+    outbox = Outbox(client.store, lambda: tier.give_back(), bound, network)
     tier = NodeTier("node", settings.capacity_bytes, client, outbox)
     outbox.start()
     return tier

@@ -3,22 +3,39 @@
 - Bounded in bytes: who brings more waits until there is room.
 - What is on its way can be read from here, so that a process finds what it has just put.
 - A write that fails is tried again for a while, for a server that died is soon back; then it is given up and counted.
+  From then on each chunk has one try, until one succeeds: who brings chunks is held up once by a server that hangs, and
+  not for each of them.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from cluster.chunks.labels import Label
 from cluster.chunks.server import Bytes
-from worldkv.errors import TransferError
+from worldkv.errors import TransferError, WorldKVError
 
-# Fifteen seconds, more than a server takes to be back.
-ATTEMPTS = 60
+LOG = logging.getLogger(__name__)
+# More than a server takes to be back.
+PATIENCE_SECONDS = 15.0
 PAUSE_SECONDS = 0.25
+
+
+class Clock(Protocol):
+    """Time as whoever waits knows it."""
+
+    def now(self) -> float:
+        """Seconds of a clock that only goes forward."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Wait."""
+        ...
 
 
 @dataclass
@@ -35,10 +52,10 @@ class Outbox:
         write: Callable[[Label, Bytes], None],
         idle: Callable[[], None],
         bound_bytes: int,
-        pause: Callable[[float], None],
+        clock: Clock,
     ) -> None:
         """`idle` is called every now and then by the same thread."""
-        self._write, self._idle, self._pause = write, idle, pause
+        self._write, self._idle, self._clock = write, idle, clock
         self.bound_bytes = bound_bytes
         self.failures: dict[str, str] = {}
         """Chunk id -> why it could not be written, for good."""
@@ -47,6 +64,8 @@ class Outbox:
         self._sending: str | None = None
         self._changed = threading.Condition()
         self._closing = False
+        self._hopeless = False
+        """The last chunk was given up though it was tried for long."""
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -116,8 +135,11 @@ class Outbox:
     def _send(self, letter: _Letter) -> None:
         try:
             self._write_persistently(letter)
-        except Exception as fault:  # whatever it is, the chunks behind this one are not to wait for ever
-            self.failures[letter.label.chunk_id] = str(fault) or repr(fault)
+        except WorldKVError as fault:
+            self.failures[letter.label.chunk_id] = str(fault)
+        except Exception as fault:  # counted like the others, and told: the chunks behind it are not to wait for ever
+            LOG.exception("chunk %s could not be written", letter.label.chunk_id)
+            self.failures[letter.label.chunk_id] = repr(fault)
         finally:
             with self._changed:
                 del self._letters[letter.label.chunk_id]
@@ -125,13 +147,15 @@ class Outbox:
                 self._changed.notify_all()
 
     def _write_persistently(self, letter: _Letter) -> None:
-        for attempt in range(ATTEMPTS):
+        until = self._clock.now() + PATIENCE_SECONDS
+        while True:
             try:
                 self._write(letter.label, letter.data)
+                self._hopeless = False
+                return
             except TransferError:
                 # Nobody waits for ever: not who brings the next chunk, nor who ends.
-                if attempt + 1 == ATTEMPTS or self._closing:
+                if self._hopeless or self._closing or self._clock.now() >= until:
+                    self._hopeless = True
                     raise
-                self._pause(PAUSE_SECONDS)
-            else:
-                return
+            self._clock.pause(PAUSE_SECONDS)

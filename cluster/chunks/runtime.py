@@ -30,9 +30,10 @@ ANSWER_SECONDS = 5.0
 # Of 64 MiB over a slow link; whatever a durable store does may take as long.
 BYTES_SECONDS = 30.0
 SLOW = frozenset({"store", "take", "distrust"})
-# For so long a party that failed is not asked again: it may be just starting. One that hangs makes everybody wait, and
-# is asked again after twice as long each time.
+# For so long a party that failed is not asked again: it may be just starting. One that hangs makes everybody wait: it
+# is asked again after twice as long each time, and first whether it answers at all.
 SUSPECT_SECONDS, MOST_SUSPECT_SECONDS = 1.0, 30.0
+PROBE_SECONDS = 1.0
 
 
 class RayObjects:
@@ -132,6 +133,8 @@ class RayNetwork:
             raise TransferError(f"{name} did not answer a moment ago")
         seconds = BYTES_SECONDS if method in SLOW or name == server_name(DURABLE) else ANSWER_SECONDS
         try:
+            if self._hung.get(name):
+                ray.get(self._handle(name).__ray_ready__.remote(), timeout=PROBE_SECONDS)
             answer = ray.get(getattr(self._handle(name), method).remote(*args, **options), timeout=seconds)
         except RayTaskError as fault:
             raise fault.cause from None

@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,7 @@ LOG = logging.getLogger(__name__)
 BEAT_SECONDS = 0.5
 # A look at every chunk.
 SWEEP_SECONDS = 5.0
+KEPT_MISHAPS = 4
 
 
 class ServerActor:
@@ -41,6 +43,7 @@ class ServerActor:
         self._server = ChunkServer(life, books, self._shelf(node, settings), objects, time.monotonic)
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._waiting: set[Order] = set()
+        self._mishaps, self._newest_mishaps = 0, deque[str](maxlen=KEPT_MISHAPS)
         self._news = [threading.Event() for _ in range(settings.directories)]
         self._server.start()
         for number in range(settings.directories):
@@ -104,16 +107,23 @@ class ServerActor:
         self._server.distrust(key)
 
     def figures(self) -> dict[str, int]:
-        """See `ChunkServer.figures`."""
-        return self._server.figures()
+        """See `ChunkServer.figures`; and how often something went wrong that nobody had thought of."""
+        return self._server.figures() | {"mishaps": self._mishaps}
 
     def faults(self) -> list[str]:
-        """See `ChunkServer.faults`."""
-        return self._server.faults()
+        """See `ChunkServer.faults`; and the newest of what nobody had thought of."""
+        return [*self._server.faults(), *self._newest_mishaps]
 
     def process(self) -> Process:
         """The actor's own; for whoever watches."""
         return self._me
+
+    def _mishap(self, what: str, fault: Exception) -> None:
+        """Count what a thread has to survive, for an audit to find it."""
+        text = f"chunk server of node {self._me.node}: {what}: {fault!r}"
+        LOG.error(text, exc_info=fault)
+        self._mishaps += 1
+        self._newest_mishaps.append(text)
 
     def _tell(self) -> None:
         for news in self._news:
@@ -135,8 +145,8 @@ class ServerActor:
             reply: Reply = directory.report(self._server.report(heard), 0.0)
         except TransferError:
             return None  # it may be another one when it answers again
-        except Exception:  # a server that falls silent counts as dead
-            LOG.exception("a report of chunk server %s to directory %d failed", self._me.node, number)
+        except Exception as fault:  # a server that falls silent counts as dead
+            self._mishap(f"a report to directory {number} failed", fault)
             return None
         for order in reply.orders:
             if order not in self._waiting:
@@ -152,8 +162,8 @@ class ServerActor:
                 self._server.copy(order, self._network.server, self._me)
             except TransferError:
                 pass  # it will be ordered again
-            except Exception:  # and the next order can still be carried out
-                LOG.exception("chunk server %s could not carry out %s", self._me.node, order)
+            except Exception as fault:  # and the next order can still be carried out
+                self._mishap(f"{order} could not be carried out", fault)
             finally:
                 self._waiting.discard(order)
                 self._tell()

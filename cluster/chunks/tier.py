@@ -68,9 +68,13 @@ class _Seen:
 
 
 class NodeTier:
-    """See `Tier`, `Survives` and `Shared`; made by `connect.open_node_tier`. One thread but for the outbox."""
+    """See `Tier`, `Survives`, `Shared` and `ReadsAside`; made by `connect.open_node_tier`.
+
+    One thread owns it. Others may `get` meanwhile what the owner does not remove, and the outbox writes.
+    """
 
     verifies = True
+    reads_aside = True
 
     def __init__(self, name: str, capacity_bytes: int, client: Client, outbox: Outbox) -> None:
         self.name, self.capacity_bytes = name, capacity_bytes
@@ -146,7 +150,8 @@ class NodeTier:
         if chunk.id != chunk_id:
             raise ChunkCorrupt(f"tier {self.name}: chunk {chunk_id} expected, {chunk.id} found on node {loan.node}")
         chunk.verify()
-        self._seen[chunk_id] = _Seen((loan.node, loan.serial), chunk.bare(), chunk.header.payload_offset)
+        if chunk_id in self._claims:  # else its owner gave it up while another thread still read it
+            self._seen[chunk_id] = _Seen((loan.node, loan.serial), chunk.bare(), chunk.header.payload_offset)
         return chunk
 
     def remove(self, chunk_id: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli import options
+from cluster.cli import options, playing
 from cluster.cli.options import DEFAULT_JOBS, Place
 from worldkv.cli.counting import count
 
@@ -40,8 +40,7 @@ def list_(jobs: WhereOption = DEFAULT_JOBS) -> None:
     for ledger in ledgers(jobs):
         record = _record(ledger)
         state = _state(ledger)
-        output = Path(record.base) / record.run_config().output.folder
-        table.add_row(record.id, *_standing(state), record.tenant, str(record.priority), str(output))
+        table.add_row(record.id, *_standing(state), record.tenant, str(record.priority), str(record.output))
     Console().print(table)
 
 
@@ -53,11 +52,10 @@ def status(job: JobArgument, jobs: WhereOption = DEFAULT_JOBS) -> None:
     """
     ledger = _ledger(jobs, job)
     record, state = _record(ledger), _state(ledger)
-    config = record.run_config()
     lines = {
         "job": record.id,
-        "output": str(Path(record.base) / config.output.folder),
-        "asked": f"{count(config.worlds.count, 'world')} under {', '.join(config.policies)}",
+        "output": str(record.output),
+        "asked": _asked(record),
         "tenant": f"{record.tenant}, priority {record.priority}",
         "state": " ".join(_standing(state)),
     }
@@ -106,14 +104,25 @@ def resume(
 
     ledger = _ledger(jobs, job)
     record = _record(ledger)
+    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter)
+    if record.kind == "play":
+        playing.carry_out(record, place, resume=True, again=options.resume_command(record, ledger.url))
+        return
     given = record.run_config()
     output = given.output.model_copy(update={"folder": Path(record.base) / given.output.folder})
     if retry:
         for number in ledger.set_aside():
             ledger.clear(number)
-    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter)
     config = given.model_copy(update={"output": output})
     carry_out(record, config, place, resume=True, again=options.resume_command(record, ledger.url))
+
+
+def _asked(record: JobRecord) -> str:
+    if record.kind == "play":
+        model = record.play_config().model
+        return f"one world of {model.name}" + (f" over {model.ranks} ranks" if model.ranks > 1 else "")
+    config = record.run_config()
+    return f"{count(config.worlds.count, 'world')} under {', '.join(config.policies)}"
 
 
 def _ledger(jobs: str, job: str) -> Ledger:

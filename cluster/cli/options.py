@@ -64,10 +64,10 @@ class Place:
     exporter: str | None
 
 
-def jobs_url(place: str | None, config: RunConfig) -> str:
-    """Where the job's ledger lies, as an absolute path where it is a folder."""
+def jobs_url(place: str | None, output: Path) -> str:
+    """Where the ledger of a job that writes `output` lies, as an absolute path where it is a folder."""
     if place is None:
-        return str(config.output.folder.absolute().parent / JOBS_FOLDER)
+        return str(output.absolute().parent / JOBS_FOLDER)
     return place if "://" in place else str(Path(place).absolute())
 
 
@@ -80,6 +80,13 @@ def resume_command(record: JobRecord, url: str) -> str:
 @contextmanager
 def cluster(place: Place, config: RunConfig) -> Iterator[Settings]:
     """The cluster for the time of the context, and how a job runs on it. Raises ClusterError and ConfigError."""
+    with ray_of(place, gpus=0 if config.model.device == "cpu" else None):
+        yield _settings(place, config)
+
+
+@contextmanager
+def ray_of(place: Place, *, gpus: int | None) -> Iterator[None]:
+    """The joined cluster, or an embedded Ray with so many GPUs, for the time of the context. Raises ClusterError."""
     from cluster import environment
 
     cores = len(os.sched_getaffinity(0))
@@ -88,18 +95,21 @@ def cluster(place: Place, config: RunConfig) -> Iterator[Settings]:
         # Ray reads the environment when it is imported.
         from cluster.connection import embedded
 
-        with embedded(cpus=cores, gpus=0 if config.model.device == "cpu" else None):
-            yield _settings(place, config)
+        with embedded(cpus=cores, gpus=gpus):
+            yield
         return
     environment.for_joining(place.address)
     from cluster.connection import joined
 
     with joined(place.address):
-        yield _settings(place, config)
+        yield
 
 
-def gate(place: Place, record: JobRecord, config: RunConfig) -> Gate:
-    """Of the joined cluster, once it let the job in; open where there is none. Raises JobError."""
+def gate(place: Place, record: JobRecord, sessions: int) -> Gate:
+    """Of the joined cluster, once it let a job of so many sessions at once in; open where there is none.
+
+    Raises JobError.
+    """
     from cluster.admission import Applicant
     from cluster.gate import ClusterGate, find_gate
     from cluster.jobs import OpenGate
@@ -109,7 +119,7 @@ def gate(place: Place, record: JobRecord, config: RunConfig) -> Gate:
         return OpenGate()
     token = os.environ.get(TOKEN_VARIABLE, "")
     found = ClusterGate(keeper, Applicant(record.id, record.tenant, record.priority, token))
-    found.check(min(config.batch_sessions, config.worlds.count))
+    found.check(sessions)
     return found
 
 
@@ -126,7 +136,7 @@ def _settings(place: Place, config: RunConfig) -> Settings:
     if workers > have and not place.wait:
         raise ConfigError(f"--workers {workers}: there are {have} {what}; ask for fewer, or --wait for more")
     return Settings(
-        jobs_url=jobs_url(place.jobs, config),
+        jobs_url=jobs_url(place.jobs, config.output.folder),
         workers=workers,
         cpus_per_worker=max(1, min(there.cpus // workers, there.most_cpus)),
         gpus_per_worker=1 if on_gpu else 0,

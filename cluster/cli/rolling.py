@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli import options
+from cluster.cli import options, playing
 from cluster.cli.options import Place
 from worldkv.cli import rolling
 from worldkv.errors import ConfigError
@@ -45,10 +45,19 @@ def rollout(
     """Roll out worlds under several memory policies and compare them.
 
     Leaves a dataset (LeRobotDataset v3.0), a side-by-side video, a report and a summary in `output.folder`. Workers
-    roll out, on this machine or, with --address, on a cluster; whoever is killed, the dataset gets the same bytes.
+    roll out, on this machine or, with --address, on a cluster; whoever is killed, the dataset gets the same bytes. A
+    published model's world, as in configs/play, becomes one video, over as many GPUs as `model.ranks` says.
 
     `worldkv rollout configs/demo.yaml --set worlds.count=1 --set output.folder=runs/one`
     """
+    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter)
+    if rolling.of_published_model(config, set_ or []):
+        played, command = rolling.resolve_play(config, set_ or [], dry_run=dry_run)
+        if in_process:
+            rolling.play_in_process(played, resume=resume)
+        else:
+            playing.submit(played, command, place, resume=resume, priority=priority)
+        return
     resolved, command = rolling.resolve(config, set_ or [], dry_run=dry_run)
     if in_process and exporter is not None:
         raise ConfigError(f"--exporter {exporter}: metrics are served for a job on workers; leave out --in-process")
@@ -59,7 +68,6 @@ def rollout(
     from worldkv.runs import folder as run_folder
 
     run_folder.check(resolved, resume=resume)
-    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter)
     record = new_record(resolved, base=Path.cwd(), command=command, priority=priority)
     carry_out(record, resolved, place, resume=resume, again=f"{command} --resume")
 
@@ -89,7 +97,7 @@ def carry_out(record: JobRecord, config: RunConfig, place: Place, *, resume: boo
                 settings,
                 progress.step,
                 progress.warn,
-                gate=options.gate(place, record, config),
+                gate=options.gate(place, record, min(config.batch_sessions, config.worlds.count)),
                 watch=watch,
             )
             outcomes.append(job.carry_out(resume=resume))
@@ -97,7 +105,7 @@ def carry_out(record: JobRecord, config: RunConfig, place: Place, *, resume: boo
 
     with stoppable(f"what was committed stays; go on with: {again}"):
         rolling.report(config, record.command, make)
-    _tell(outcomes[0], options.resume_command(record, options.jobs_url(place.jobs, config)))
+    _tell(outcomes[0], options.resume_command(record, options.jobs_url(place.jobs, config.output.folder)))
 
 
 def _tell(outcome: Outcome, again: str) -> None:

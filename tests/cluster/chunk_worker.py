@@ -1,14 +1,17 @@
 """A worker for tests of the shared chunk tier: a process with a chunk memory, for which numbers stand for chunks."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+from cluster.chunks import runtime
 from cluster.chunks.connect import open_node_tier
 from cluster.chunks.settings import MIB, ChunkSettings
 from worldkv.memory.chunk import KVChunk, make_chunk
 from worldkv.memory.codec import CODECS
+from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.placement import TierRules
 from worldkv.memory.store import ChunkMemory
 from worldkv.memory.tiers.resident import ResidentTier
@@ -25,7 +28,8 @@ class Worker:
         self.tier = open_node_tier(settings)
         device = ResidentTier("device", torch.device("cpu"), 2 * MIB)
         rules = [TierRules(), TierRules(keeps_copies=True, keeps_released=True, copies_at_once=True)]
-        self.memory = ChunkMemory([device, self.tier], "weights-a", rules)
+        mover = VerifyingMover(readers=ThreadPoolExecutor(2))
+        self.memory = ChunkMemory([device, self.tier], "weights-a", rules, mover)
 
     def make(self, number: int) -> KVChunk:
         generator = torch.Generator().manual_seed(number)
@@ -56,6 +60,16 @@ class Worker:
             found.append(chunk is not None)
         return found
 
+    def prefetch(self, numbers: list[int]) -> tuple[int, int]:
+        """Look ahead, and then fetch: chunks that were sent for, and those of them that were of use or late."""
+        before = self.memory.stats().prefetch
+        expected = self.memory.prefetch([self.make(number).id for number in numbers])
+        assert self.fetch(numbers) == [True] * len(numbers)
+        expected.let_go()
+        after = self.memory.stats().prefetch
+        came = after.useful + after.late - before.useful - before.late
+        return after.issued - before.issued, came
+
     def misses(self) -> dict[str, int]:
         stats = self.memory.stats()
         assert stats.lookups == stats.hits + sum(stats.misses.values())
@@ -64,6 +78,10 @@ class Worker:
 
     def change_weights(self, epoch: str) -> None:
         self.memory.set_epoch(epoch)
+
+    def hurry(self) -> None:
+        """Wait for answers for one or two seconds only."""
+        runtime.ANSWER_SECONDS, runtime.BYTES_SECONDS = 1.0, 2.0
 
     def pid(self) -> int:
         return os.getpid()

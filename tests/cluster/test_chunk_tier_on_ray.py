@@ -4,6 +4,7 @@ Workers are processes of their own, each with a chunk memory over a small device
 is made from a number, so that whoever reads it can be asked whether these are the bytes.
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,8 +36,10 @@ import ray  # noqa: E402
 from chunk_worker import Worker  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from cluster.chunks import runtime  # noqa: E402
 from cluster.chunks.connect import overview, start_servers  # noqa: E402
 from cluster.chunks.labels import DURABLE  # noqa: E402
+from cluster.chunks.outbox import PATIENCE_SECONDS  # noqa: E402
 from cluster.chunks.runtime import NAMESPACE, directory_name, server_name  # noqa: E402
 from cluster.chunks.settings import MIB, ChunkSettings  # noqa: E402
 from worldkv.errors import ConfigError  # noqa: E402
@@ -165,6 +169,13 @@ def test_weights_that_changed_make_shared_chunks_stale(workers):
     assert ask(worker.misses.remote())["stale_epoch"] == 1
 
 
+def test_looking_ahead_brings_chunks_of_another_node(nodes, workers):
+    ids = ask(workers[0].admit.remote([30]))
+    assert ask(workers[0].flush.remote()) >= set(ids)
+    ask(workers[1].take_over.remote(ids))
+    assert ask(workers[1].prefetch.remote([30])) == (1, 1)
+
+
 def test_directories_that_are_killed_come_back_and_know_everything_again(nodes, workers):
     before = ask(directory(0).nodes.remote())
     assert sum(before.values()) >= 12  # four chunks, twice on nodes and once in the durable tier
@@ -217,6 +228,64 @@ def test_what_comes_too_fast_to_be_kept_is_a_miss_as_evicted(nodes, workers):
     assert {reason: after[reason] for reason in before if reason != "evicted"} == {
         reason: before[reason] for reason in before if reason != "evicted"
     }
+    audit(nodes)
+
+
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Processes that hang for the time of the context."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_chunk_server_that_hangs_costs_one_wait_and_is_asked_again_when_it_goes_on(nodes, workers):
+    ids = ask(workers[0].admit.remote([400, 401, 402]))
+    assert ask(workers[0].flush.remote()) >= set(ids)
+    with stopped([ask(server(nodes[0]).process.remote()).pid]):
+        started = time.monotonic()
+        assert ask(workers[0].fetch.remote([400, 401, 402])) == [True] * 3  # from where their second copies are
+        first = time.monotonic() - started
+        started = time.monotonic()
+        assert ask(workers[0].fetch.remote([400, 401, 402])) == [True] * 3
+        second = time.monotonic() - started
+        # More than the outbox takes: who brings chunks is held up, but not for each of them.
+        started = time.monotonic()
+        ask(workers[0].admit.remote(list(range(410, 460))))
+        puts = time.monotonic() - started
+    assert first < runtime.ANSWER_SECONDS + 5, "one answer is waited for"
+    assert second < first
+    assert puts < PATIENCE_SECONDS + runtime.BYTES_SECONDS + 5
+    fresh = itertools.count(600)  # what was given up stays given up
+
+    def written() -> bool:
+        ids = ask(workers[0].admit.remote([next(fresh)]))
+        return ask(workers[0].flush.remote()) >= set(ids)
+
+    until(written, runtime.MOST_SUSPECT_SECONDS + 30)
+
+
+def test_where_every_server_hangs_a_fetch_is_a_miss_with_a_reason_in_bounded_time(town, nodes, workers):
+    """Looked for by a worker that has waited for them in vain before, as it will for the rest of its session."""
+    worker = town.worker(nodes[1])
+    ids = ask(worker.admit.remote([500, 501]))
+    assert ask(worker.flush.remote()) >= set(ids)
+    ask(worker.admit.remote([510, 511]))  # drives the others from the device
+    ask(worker.flush.remote())
+    ask(worker.hurry.remote())
+    pids = [ask(server(node).process.remote()).pid for node in [*nodes, DURABLE]]
+    before = ask(worker.misses.remote())
+    with stopped(pids):
+        started = time.monotonic()
+        assert ask(worker.fetch.remote([500, 501])) == [False, False]
+        assert time.monotonic() - started < 20
+        after = ask(worker.misses.remote())
+        assert after.get("corrupt", 0) - before.get("corrupt", 0) == 2
+    until(lambda: ask(worker.fetch.remote([500, 501])) == [True] * 2)
     audit(nodes)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worldkv.cli import rolling
 from worldkv.cli.counting import count
 from worldkv.errors import ConfigError
 
@@ -149,26 +150,16 @@ def play_model(
 
     `worldkv models play configs/play/lingbot-fast_1xh200.yaml --set inputs.image=first.png`
     """
-    from worldkv.cli.progress import bar
-    from worldkv.cli.stopping import stoppable
-    from worldkv.config import load_as
-    from worldkv.runs import play
-    from worldkv.runs.play_config import PlayConfig
-
     overrides = list(set_ or [])
     if random_weights is not None:
         overrides += ["model.folder=null", f"model.random_weights={random_weights}"]
     try:
-        resolved = load_as(PlayConfig, config, overrides)
+        resolved, _ = rolling.resolve_play(config, overrides, dry_run=False)
     except ConfigError as fault:
         if _is_for_rollouts(config):
             raise ConfigError(f"{config}: is for rollouts of many worlds; use worldkv rollout") from fault
         raise
-    with stoppable("no video was written"), bar(1) as progress:
-        made = play.play(resolved, progress=progress.step)
-        progress.advance()
-    typer.echo(f"made     {count(made.chunks, 'chunk')}, {made.retrieved} retrieved, {made.seconds:.1f} s")
-    typer.echo(f"watch    {resolved.video}")
+    rolling.play_in_process(resolved)
 
 
 def _is_for_rollouts(path: Path) -> bool:

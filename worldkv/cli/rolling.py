@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from worldkv.config import RunConfig
     from worldkv.results import RunResult
     from worldkv.runs.generate import Generated
+    from worldkv.runs.play_config import PlayConfig
     from worldkv.stats import MemoryStats
 
 
@@ -39,10 +40,14 @@ def rollout(
 ) -> None:
     """Roll out worlds under several memory policies and compare them, all in this process.
 
-    Leaves a dataset (LeRobotDataset v3.0), a side-by-side video, a report and a summary in `output.folder`.
+    Leaves a dataset (LeRobotDataset v3.0), a side-by-side video, a report and a summary in `output.folder`. A published
+    model's world, as in configs/play, becomes one video.
 
     `worldkv rollout configs/demo.yaml --set worlds.count=1 --set output.folder=runs/one`
     """
+    if of_published_model(config, set_ or []):
+        play_in_process(resolve_play(config, set_ or [], dry_run=dry_run)[0], resume=resume)
+        return
     in_process(*resolve(config, set_ or [], dry_run=dry_run), resume=resume)
 
 
@@ -50,29 +55,65 @@ def resolve(config: Path | None, overrides: Sequence[str], *, dry_run: bool) -> 
     """The configuration, and the command that gives it again; with `dry_run` it is printed, and that is all."""
     from worldkv import config as run_config
 
-    try:
-        resolved = run_config.load(config, overrides)
-    except ConfigError as fault:
-        if config is not None and _is_played(config):
-            raise ConfigError(f"{config}: is for one world of a published model; use worldkv models play") from fault
-        raise
+    resolved = run_config.load(config, overrides)
     if dry_run:
-        typer.echo(resolved.to_yaml(), nl=False)
-        raise typer.Exit
-    changes = [word for override in overrides for word in ("--set", override)]
-    return resolved, shlex.join(["worldkv", "rollout", *([str(config)] if config else []), *changes])
+        _show(resolved.to_yaml())
+    return resolved, _command(config, overrides)
 
 
-def _is_played(path: Path) -> bool:
-    """Whether the file is one for `worldkv models play`."""
+def of_published_model(config: Path | None, overrides: Sequence[str]) -> bool:
+    """Whether this is a world of a published model, by the model's name and what it starts from. Raises ConfigError."""
+    from worldkv.config import read
+
+    content = read(config, overrides)
+    model = content.get("model")
+    name = model.get("name", "rooms") if isinstance(model, dict) else "rooms"
+    if name == "rooms":
+        return False
+    from worldkv.models.published import published
+
+    return "inputs" in content or name in published()
+
+
+def resolve_play(config: Path | None, overrides: Sequence[str], *, dry_run: bool) -> tuple[PlayConfig, str]:
+    """As `resolve`, of a published model's world."""
     from worldkv.config import load_as
     from worldkv.runs.play_config import PlayConfig
 
-    try:
-        load_as(PlayConfig, path)
-    except ConfigError:
-        return False
-    return True
+    resolved = load_as(PlayConfig, config, overrides)
+    if dry_run:
+        _show(resolved.to_yaml())
+    return resolved, _command(config, overrides)
+
+
+def _show(text: str) -> NoReturn:
+    typer.echo(text, nl=False)
+    raise typer.Exit
+
+
+def _command(config: Path | None, overrides: Sequence[str]) -> str:
+    changes = [word for override in overrides for word in ("--set", override)]
+    return shlex.join(["worldkv", "rollout", *([str(config)] if config else []), *changes])
+
+
+def play_in_process(config: PlayConfig, *, resume: bool = False) -> None:
+    """Play a published model's world here and now, and tell of it. Raises ConfigError for what needs workers."""
+    from worldkv.cli.progress import bar
+    from worldkv.cli.stopping import stoppable
+    from worldkv.runs import play
+
+    if resume:
+        raise ConfigError("--resume: a world that is played in one process starts at its first chunk; leave it out")
+    with stoppable("no video was written"), bar(1) as progress:
+        made = play.play(config, progress=progress.step)
+        progress.advance()
+    tell_played(made.chunks, made.retrieved, made.seconds, config.video)
+
+
+def tell_played(chunks: int, retrieved: int, seconds: float, video: Path) -> None:
+    """What came of a world."""
+    typer.echo(f"made     {count(chunks, 'chunk')}, {retrieved} retrieved, {seconds:.1f} s")
+    typer.echo(f"watch    {video}")
 
 
 def in_process(config: RunConfig, command: str, *, resume: bool) -> None:

@@ -93,7 +93,7 @@ class Lends(Protocol):
 
 @runtime_checkable
 class ReadsAside(Tier, Protocol):
-    """A tier that takes long to read, into memory of the chunk's own, and lets other threads do it.
+    """A tier that takes long to read, into memory that is the chunk's for as long as it is referred to, by any thread.
 
     Meanwhile its owner may do anything else here but remove the chunk that is being read.
     """

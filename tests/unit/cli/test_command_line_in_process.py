@@ -28,10 +28,6 @@ def test_the_version_is_said_without_a_command(worldkv):
 
 
 def test_a_configuration_of_another_command_is_told_which(worldkv):
-    played = "configs/play/lingbot-fast_1xh200.yaml"
-    said = worldkv("rollout", played, "--set", "worlds.count=2")
-    assert (said.code, said.out) == (2, "")
-    assert said.err == f"error: {played}: is for one world of a published model; use worldkv models play\n"
     said = worldkv("models", "play", "configs/demo.yaml")
     assert (said.code, said.out) == (2, "")
     assert said.err == "error: configs/demo.yaml: is for rollouts of many worlds; use worldkv rollout\n"
@@ -311,7 +307,9 @@ class TestModels:
         assert "quick decoder: not there; it is optional" in said.out
         assert "cannot be used (2 faults)" in said.err
 
-    def test_play_writes_a_video_and_says_where(self, worldkv, tmp_path):
+    @pytest.fixture
+    def world(self, tmp_path):
+        """A configuration with inputs that fit."""
         Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "first.png")
         save_file({"prompt": torch.zeros(2, 32)}, tmp_path / "prompt.safetensors")
         config = tmp_path / "play.yaml"
@@ -320,10 +318,30 @@ class TestModels:
             f"inputs: {{image: {tmp_path}/first.png, embeddings: {tmp_path}/prompt.safetensors, trajectory: W_24}}\n"
             f"video: {tmp_path}/made.mp4\n"
         )
-        said = worldkv("models", "play", config, "--random-weights", 0)
+        return config
+
+    def test_play_writes_a_video_and_says_where(self, worldkv, world, tmp_path):
+        said = worldkv("models", "play", world, "--random-weights", 0)
         assert said.code == 0, said.err
         assert "made     2 chunks" in said.out
         assert (tmp_path / "made.mp4").stat().st_size > 0
-        again = worldkv("models", "play", config, "--random-weights", 0)
+        again = worldkv("models", "play", world, "--random-weights", 0)
         assert again.code == 2
         assert "already exists" in again.err
+
+    def test_a_rollout_of_a_published_model_is_told_by_its_name(self, worldkv, world, tmp_path):
+        weights = ("--set", "model.folder=null", "--set", "model.random_weights=0")
+        shown = worldkv("rollout", world, "--dry-run", *weights)
+        assert shown.code == 0, shown.err
+        assert "ranks: 1" in shown.out
+        several = worldkv("rollout", world, *weights, "--set", "model.ranks=2")
+        assert several.code == 2
+        assert "model.ranks = 2: this is one process; use worldkv rollout, or ranks = 1" in several.err
+        uneven = worldkv("rollout", world, *weights, "--set", "model.ranks=3")
+        assert uneven.code == 2
+        assert "ranks = 3: must divide the 4 heads of lingbot-world-fast, so be one of 1, 2, 4" in uneven.err
+        unknown = worldkv("rollout", world, "--set", "model.name=nothing")
+        assert "model.name: 'nothing' must be one of lingbot-world-fast" in unknown.err
+        made = worldkv("rollout", world, *weights)
+        assert made.code == 0, made.err
+        assert (tmp_path / "made.mp4").exists()

@@ -132,7 +132,7 @@ class Village:
     def worker(self, node: str = "a", pid: int = 1000, capacity_bytes: int | None = None) -> NodeTier:
         """Of a worker on the node, whose puts are written at once."""
         client = Client(Process(node, pid, 0), self)
-        outbox = Outbox(client.store, lambda: None, 1 << 30, self.pause)
+        outbox = Outbox(client.store, lambda: None, 1 << 30, self)
         return NodeTier("node", capacity_bytes or self.capacity_bytes, client, outbox)
 
     def check(self) -> None:

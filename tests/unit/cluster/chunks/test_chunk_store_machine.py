@@ -22,7 +22,8 @@ def shared_world(machine, village, new_chunk, damage):
     def open_tiers(size, clock):
         device = ResidentTier("device", machine.CPU, 3 * size)
         host = machine.FlakyResident("host", machine.CPU, 4 * size)
-        return [device, host, town.worker(capacity_bytes=12 * PAGE)], VerifyingMover(clock=clock)
+        mover = VerifyingMover(clock=clock, readers=machine.Patient())
+        return [device, host, town.worker(capacity_bytes=12 * PAGE)], mover
 
     class SharedWorld(machine.World):
         def fetch_late(self, rng):

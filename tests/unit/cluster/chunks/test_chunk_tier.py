@@ -1,15 +1,18 @@
 """The node tier of workers against the servers of a cluster in this process."""
 
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from cluster.chunks.labels import Gone
 from worldkv.errors import CapacityError, ChunkCorrupt, ChunkEvicted, ChunkNotFound, TransferError
+from worldkv.memory.mover import VerifyingMover
 from worldkv.memory.placement import TierRules
 from worldkv.memory.store import ChunkMemory
-from worldkv.memory.tier import Quarantines, Shared, Survives
+from worldkv.memory.tier import Quarantines, ReadsAside, Shared, Survives
 from worldkv.memory.tiers.resident import ResidentTier
 
 SIZE = 8192
@@ -276,10 +279,10 @@ def test_directories_that_die_are_rebuilt_and_one_is_enough(village, new_chunk, 
 SHARED = TierRules(keeps_copies=True, keeps_released=True, copies_at_once=True)
 
 
-def memory_of(tier, chunks: int) -> ChunkMemory:
+def memory_of(tier, chunks: int, mover: VerifyingMover | None = None) -> ChunkMemory:
     """Of a worker: room for so many chunks on the device, and the node tier."""
     device = ResidentTier("device", torch.device("cpu"), max(1, chunks * 1792))
-    return ChunkMemory([device, tier], "weights-a", [TierRules(), SHARED])
+    return ChunkMemory([device, tier], "weights-a", [TierRules(), SHARED], mover)
 
 
 def test_a_moved_session_finds_its_chunks_on_another_node_without_their_bytes(village, new_chunk):
@@ -385,6 +388,68 @@ def test_what_was_evicted_here_and_lies_on_a_node_that_does_not_answer_may_come_
         tier.get(chunk.id)
     town.servers["b"] = away
     assert same(tier.get(chunk.id), chunk)
+
+
+class SlowObjects:
+    """Bytes of another node that take as long as the test wants."""
+
+    def __init__(self, objects):
+        self._objects, self.asked, self.arrived = objects, threading.Event(), threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self._objects, name)
+
+    def open(self, handle):
+        self.asked.set()
+        assert self.arrived.wait(20)
+        return self._objects.open(handle)
+
+
+def test_what_lies_on_another_node_is_read_aside_while_the_session_goes_on(village, new_chunk):
+    town = village(4 * SIZE, nodes=("a", "b"))
+    maker, tier = memory_of(town.worker(), 1), town.worker("b", 2)
+    assert isinstance(tier, ReadsAside)
+    (wanted, other) = (maker.admit(new_chunk(i)) for i in range(2))
+    town.pass_time(1)
+    slow = town.objects = SlowObjects(town.objects)
+    with ThreadPoolExecutor(2) as readers:
+        reader = memory_of(tier, 10, VerifyingMover(readers=readers))
+        reader.admit_dropped([wanted, other])
+        expected = reader.prefetch([wanted, other])  # returns, though no byte has come
+        assert reader.lying()[0] == []
+        own = reader.admit(new_chunk(7))
+        assert reader.fetch([own])[0] is not None
+        slow.arrived.set()
+        found = reader.fetch([wanted, other])
+        assert [chunk.id for chunk in found] == [wanted, other]
+        assert same(found[0], new_chunk(0))
+        expected.let_go()
+        assert set(reader.lying()[0]) == {wanted, other, own}
+        prefetched = reader.stats().prefetch
+        assert (prefetched.issued, prefetched.useful + prefetched.late) == (2, 2)
+        assert reader.check_integrity() == []
+    town.check()
+
+
+def test_a_chunk_that_is_given_up_while_it_is_read_aside_leaves_nothing_behind(village, new_chunk):
+    town = village(4 * SIZE, nodes=("a", "b"))
+    maker, tier, chunk = town.worker(), town.worker("b", 2), new_chunk(0)
+    maker.put(chunk)
+    town.pass_time(1)
+    tier.put(tier.find("default", [chunk.id])[chunk.id])
+    slow = town.objects = SlowObjects(town.objects)
+    with ThreadPoolExecutor(1) as readers:
+        reading = readers.submit(tier.get, chunk.id)
+        assert slow.asked.wait(20)
+        tier.remove(chunk.id)
+        slow.arrived.set()
+        assert same(reading.result(), chunk)
+    del reading
+    assert tier._seen == {}
+    gc.collect()
+    tier.give_back()
+    assert [server.figures()["lent_bytes"] for server in town.servers.values()] == [0, 0]
+    town.check()
 
 
 def test_prefetching_finds_shared_chunks_and_what_was_evicted_meanwhile_raises_nothing(village, new_chunk):
