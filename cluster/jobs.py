@@ -18,12 +18,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from cluster.assigning import Assigner, Gate, OpenGate
 from cluster.book import Book
 from cluster.ledger import JobRecord, JobState, Ledger, Standing, Tries
 from cluster.parcel import Finished
 from cluster.places import absolute
+from cluster.planning import Planner
 from cluster.pool import Done, Event, Failed, Lost, Pool, Ready, Wanted
 from cluster.storage import patiently
 from cluster.worker import Opened, Order, Rolled, Worker, versions
@@ -37,8 +39,6 @@ from worldkv.stats import MemoryStats, WorkerStats
 
 Result = TypeVar("Result")
 POLL_SECONDS = 0.2
-# A batch that no worker is at may run ahead of the commits by so many per worker: what waits takes room on storage.
-AHEAD_PER_WORKER = 8
 # Workers that die before they are ready say that no worker can be had, not that one was unlucky.
 MOST_FALSE_STARTS = 3
 STOP_SECONDS = 20.0
@@ -63,37 +63,6 @@ class Settings:
     """So often the driver tells how it stands, and asks whether it was cancelled."""
 
 
-class Gate(Protocol):
-    """Who says when a batch may start."""
-
-    def ask(self, batch: int, sessions: int) -> str:
-        """'' when it may; else why it waits, in words. Does not block."""
-        ...
-
-    def release(self, batch: int) -> None:
-        """Its sessions are over."""
-        ...
-
-    def draining(self) -> set[str]:
-        """Ids of the nodes that are to be left."""
-        ...
-
-
-class OpenGate:
-    """Of a cluster that nobody shares."""
-
-    def ask(self, batch: int, sessions: int) -> str:
-        """Always at once."""
-        return ""
-
-    def release(self, batch: int) -> None:
-        """Nothing was held."""
-
-    def draining(self) -> set[str]:
-        """None."""
-        return set()
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a job came to."""
@@ -102,6 +71,10 @@ class Outcome:
     set_aside: dict[int, Tries]
     """By number of the batch."""
     cancelled: bool
+    moved: int = 0
+    """Batches that went on at another worker because that paid."""
+    gave_way: int = 0
+    """Batches that ended early for other tenants, and went on later."""
 
 
 @dataclass(frozen=True)
@@ -203,15 +176,11 @@ class _Driver:
     aside: dict[int, Tries] = field(default_factory=dict)
     figures: dict[tuple[int, int], Rolled] = field(default_factory=dict)
     """The newest of each worker that was."""
-    last_seeds: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Worlds that the worker of a slot has drawn."""
     starts: _Starts = field(default_factory=_Starts)
     told: set[str] = field(default_factory=set)
     told_at: float = 0.0
     cancelled: bool = False
     """Somebody asked for the end."""
-    waits_for: str = ""
-    """Why the gate lets no batch start, in words."""
 
     def drive(self) -> Outcome:
         """See `Job.carry_out`."""
@@ -220,6 +189,8 @@ class _Driver:
         finished = self._patiently(self.ledger.finished_numbers)
         all_of_them = batches(self.config)
         self.book = Book(all_of_them, committed=self.writer.committed_keys, finished=finished, aside=self.aside)
+        planner = Planner(self.first.facts)
+        self.assigner = Assigner(self.book, self.pool, self.job.gate, planner, self.job.settings.workers)
         standing: Standing = "failed"
         try:
             self._tell("running", at_once=True)
@@ -231,8 +202,7 @@ class _Driver:
             self.pool.stop(STOP_SECONDS)
             raise
         finally:
-            for batch in self.pool.busy().values():
-                self.job.gate.release(batch.number)
+            self.assigner.close()
             self._tell(standing, at_once=True)
 
     def _loop(self) -> Standing:
@@ -243,10 +213,8 @@ class _Driver:
             for event in self.pool.events(POLL_SECONDS):
                 self._take(event)
             # First, so that no worker waits for a commit.
-            self._assign()
+            self.assigner.step()
             self._commit_finished()
-            if leaving := self.job.gate.draining():
-                self.pool.leave(leaving)
             self._tell("running")
         return "finished"
 
@@ -268,21 +236,6 @@ class _Driver:
                 self.writer.commit(episode, key)
         add_timings(self.config.output.folder, batch, finished.took)
 
-    def _assign(self) -> None:
-        self.waits_for = ""
-        for slot in self.pool.idle():
-            taken = {batch.seeds for batch in self.pool.busy().values()}
-            ahead = AHEAD_PER_WORKER * self.job.settings.workers
-            batch = self.book.choose(self.last_seeds.get(slot, ()), taken, ahead)
-            if batch is None:
-                return
-            self.waits_for = self.job.gate.ask(batch.number, len(batch.seeds))
-            if self.waits_for:
-                self.book.give_back(batch)
-                return
-            self.last_seeds[slot] = batch.seeds
-            self.pool.give(slot, batch)
-
     def _take(self, event: Event) -> None:
         match event:
             case Done(_, rolled):
@@ -292,44 +245,44 @@ class _Driver:
             case Failed(_, _, fault):
                 raise fault
             case Lost(slot, batch, reason, blameless) if batch is not None:
-                self.last_seeds.pop(slot, None)
                 self._again(batch, None if blameless else f"worker {slot}: {reason}")
             case Ready(_, opened):
                 _check_versions(opened)
+                self.assigner.forget(event.slot)
                 self.starts.note(event)
             case _:
                 self.starts.note(event)
 
     def _done(self, slot: int, rolled: Rolled) -> None:
         batch = self.book.batches[rolled.number]
-        self.job.gate.release(batch.number)
         self.figures[slot, rolled.restarts] = rolled
         for warning in rolled.warnings:
             self._warn_once(warning)
         if rolled.whole:
+            self.assigner.over(batch)
             self.book.finish(batch)
         else:
-            # It was asked to leave its node.
-            self.book.give_back(batch)
+            self.assigner.came_back(batch)
+        if self.pool.leaving(slot):
             self.pool.replace(slot)
 
     def _again(self, batch: Batch, reason: str | None) -> None:
         """Another try, unless it had too many; without a reason it is not counted."""
-        self.job.gate.release(batch.number)
         if reason is not None:
             tries = self._patiently(partial(self.ledger.tries, batch.number))
             tries = tries.and_failed(" ".join(reason.split()), most=self.job.settings.tries)
             self._patiently(partial(self.ledger.note_tries, batch.number, tries))
             if tries.set_aside:
                 self.aside[batch.number] = tries
+                self.assigner.over(batch)
                 self.book.settle(batch)
                 self._warn_once(f"{batch}: set aside after {tries.failed} tries; the last: {tries.reasons[-1]}")
                 return
-        self.book.give_back(batch)
+        self.assigner.came_back(batch)
 
     def _tell(self, standing: Standing, *, at_once: bool = False) -> None:
         """The bar always, storage and whoever watches now and then; storage is also asked whether to go on."""
-        doing = self.waits_for or self._doing()
+        doing = self.assigner.waits_for or self._doing()
         self._progress(doing)
         if not at_once and time.monotonic() - self.told_at < self.job.settings.tell_seconds:
             return
@@ -374,7 +327,7 @@ class _Driver:
         memory, left = _sum([one.at_fullest for one in rolled], empty), _sum([one.left for one in rolled], empty)
         made = len(self.writer.committed_keys) - self.kept
         generated = Generated(self.config.output.folder, made, self.kept, memory, left)
-        return Outcome(generated, dict(self.aside), cancelled)
+        return Outcome(generated, dict(self.aside), cancelled, self.assigner.moved, self.assigner.gave_way)
 
 
 def worker_line(stats: WorkerStats) -> str:

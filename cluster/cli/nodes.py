@@ -77,7 +77,7 @@ def status(address: AddressOption = DEFAULT_ADDRESS, token_file: TokenOption = N
     nodes, tenants = Table(title=f"cluster {address}", title_justify="left"), Table()
     for name in ("node", "address", "state", "CPUs", "GPUs"):
         nodes.add_column(name)
-    for name in ("tenant", "sessions", "of", "waiting batches"):
+    for name in ("tenant", "sessions", "of", "waiting batches", "oldest waits s"):
         tenants.add_column(name)
     with joined(address):
         keeper = find_gate()
@@ -86,8 +86,9 @@ def status(address: AddressOption = DEFAULT_ADDRESS, token_file: TokenOption = N
             state = "dead" if not node["Alive"] else "draining" if node["NodeID"] in leaving else "alive"
             counts = [f"{node['Resources'].get(kind, 0):g}" for kind in ("CPU", "GPU")]
             nodes.add_row(node["NodeID"][:12], node["NodeManagerAddress"], state, *counts)
-        for name, held, limit, waiting in [] if keeper is None else answer(keeper.figures.remote()):
-            tenants.add_row(name, str(held), "-" if limit is None else str(limit), str(waiting))
+        for one in [] if keeper is None else answer(keeper.figures.remote()):
+            limit = "-" if one.limit is None else str(one.limit)
+            tenants.add_row(one.tenant, str(one.sessions), limit, str(one.waiting), f"{one.oldest_wait_seconds:.0f}")
     Console().print(nodes)
     if tenants.row_count:
         Console().print(tenants)

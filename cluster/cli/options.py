@@ -15,7 +15,8 @@ import typer
 from worldkv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cluster.jobs import Gate, Settings
+    from cluster.assigning import Gate
+    from cluster.jobs import Settings
     from cluster.ledger import JobRecord
     from worldkv.config import RunConfig
 
@@ -101,8 +102,8 @@ def cluster(place: Place, config: RunConfig) -> Iterator[Settings]:
 def gate(place: Place, record: JobRecord, config: RunConfig) -> Gate:
     """Of the joined cluster, once it let the job in; open where there is none. Raises JobError."""
     from cluster.admission import Applicant
+    from cluster.assigning import OpenGate
     from cluster.gate import ClusterGate, find_gate
-    from cluster.jobs import OpenGate
 
     keeper = find_gate() if place.address is not None else None
     if keeper is None:
