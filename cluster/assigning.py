@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from cluster.admission import Asked
 from cluster.book import Book
@@ -19,7 +19,6 @@ from cluster.planning import Planner, Seat
 from cluster.pool import Pool
 from worldkv.durations import DurationBook
 from worldkv.runs.batch import Batch
-from worldkv.stats import Durations
 
 # A batch that no worker is at may run ahead of the commits by so many per worker: what waits takes room on storage.
 AHEAD_PER_WORKER = 8
@@ -56,14 +55,13 @@ class OpenGate:
         return Wishes()
 
 
-@dataclass(frozen=True)
-class Queue:
-    """What of a job waits for a worker, in sessions."""
+class Queue(TypedDict):
+    """What of a job waits for a worker, in sessions: fields of `JobState`."""
 
     queued: int
     oldest_wait_seconds: float
-    waits: Durations
-    """Of those that were begun; each time it was."""
+    wait_counts: tuple[int, ...]
+    wait_seconds: float
 
 
 @dataclass
@@ -135,8 +133,12 @@ class Assigner:
         """How it stands."""
         waiting, now = self.book.pending, time.monotonic()
         oldest = min((self._since.get(number, self._started) for number in waiting), default=now)
+        waits = self._waits.frozen()
         return Queue(
-            sum(len(self.book.batches[number].seeds) for number in waiting), now - oldest, self._waits.frozen()
+            queued=sum(len(self.book.batches[number].seeds) for number in waiting),
+            oldest_wait_seconds=now - oldest,
+            wait_counts=waits.counts,
+            wait_seconds=waits.seconds,
         )
 
     def _give(self, seats: list[Seat]) -> None:

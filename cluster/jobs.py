@@ -179,6 +179,7 @@ class _Driver:
     starts: _Starts = field(default_factory=_Starts)
     told: set[str] = field(default_factory=set)
     told_at: float = 0.0
+    committed_at: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     """Somebody asked for the end."""
 
@@ -234,6 +235,7 @@ class _Driver:
             if key not in self.writer.committed_keys:
                 self._progress(f"saving {key}")
                 self.writer.commit(episode, key)
+                self.committed_at = time.monotonic()
         add_timings(self.config.output.folder, batch, finished.took)
 
     def _take(self, event: Event) -> None:
@@ -289,8 +291,13 @@ class _Driver:
         self.told_at = time.monotonic()
         driver = f"{socket.gethostname()}:{os.getpid()}"
         wanted = sum(len(batch.seeds) for batch in self.book.batches)
-        workers = tuple(map(worker_line, self.pool.stats()))
-        state = JobState(standing, time.time(), driver, len(self.writer.committed_keys), wanted, doing, workers)
+        state = JobState(
+            *(standing, time.time(), driver, len(self.writer.committed_keys), wanted, doing),
+            workers=tuple(map(worker_line, self.pool.stats())),
+            aside=sum(len(self.book.batches[number].seeds) for number in self.aside),
+            idle_seconds=time.monotonic() - self.committed_at,
+            **self.assigner.queue(),
+        )
         try:
             self.ledger.tell(state)
             self.cancelled = self.ledger.cancelled

@@ -26,6 +26,7 @@ from cluster.parcel import Checkpoint, Finished, pack_finished, unpack_checkpoin
 from cluster.storage import Storage
 from worldkv.config import RunConfig, load_text
 from worldkv.errors import JobError, WorldKVError
+from worldkv.stats import Durations
 
 Part = TypeVar("Part")
 RECORD, STATE, CANCEL, BATCHES = "job.json", "state.json", "cancel", "batches"
@@ -73,6 +74,18 @@ class JobState:
     """In words, for people."""
     workers: tuple[str, ...] = ()
     """How each stands, in words."""
+    aside: int = 0
+    """Episodes of batches that were set aside."""
+    idle_seconds: float = 0.0
+    """Since an episode was committed, or since the driver took the job up."""
+    queued: int = 0
+    """Sessions that wait for a worker."""
+    oldest_wait_seconds: float = 0.0
+    """Of these, the one that waits for longest."""
+    wait_counts: tuple[int, ...] = Durations().counts
+    """Sessions that were begun, by how long they had waited: as `Durations` counts."""
+    wait_seconds: float = 0.0
+    """All these waits together."""
 
     def now(self, seconds: float) -> JobState:
         """As it is to be read at that time: a driver that went without a word has stopped."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -144,7 +144,9 @@ class Pool:
 
     def stats(self) -> list[WorkerStats]:
         """The newest word of each worker that gave one."""
-        return [hand.stats for hand in self._hands if hand.stats is not None]
+        now = time.monotonic()
+        told = [(hand.stats, now - hand.pinged) for hand in self._hands if hand.stats is not None]
+        return [replace(stats, age_seconds=age) for stats, age in told]
 
     def events(self, seconds: float) -> list[Event]:
         """What happened since the last call; waits for so long at most, less when something does."""

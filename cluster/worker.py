@@ -135,6 +135,8 @@ class Worker:
         self._stats = replace(self._stats, doing="idle", model=self.model.name, work=self.meter.stats(empty))
         there = ray.get_runtime_context() if ray.is_initialized() else None
         node_id, labels = ("", {}) if there is None else (there.get_node_id(), there.get_node_labels())
+        on_gpu = self.model.device.type == "cuda" and there is not None
+        self._stats = replace(self._stats, gpus=tuple(int(i) for i in ray.get_gpu_ids()) if on_gpu else ())
         where = versions(), self._stats.node, node_id
         return Opened(self.ahead, *where, empty, self._facts(), str(labels.get(DOMAIN_LABEL, "")))
 
