@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from cluster.parcel import Finished
 from cluster.places import absolute
 from cluster.planning import Planner
 from cluster.pool import Done, Event, Failed, Lost, Pool, Ready, Wanted
+from cluster.recording import Recorder, TraceLog
 from cluster.storage import patiently
 from cluster.worker import Opened, Order, Rolled, Worker, versions
 from worldkv.config import RunConfig
@@ -61,6 +62,8 @@ class Settings:
     """For how long storage may refuse."""
     tell_seconds: float = 3.0
     """So often the driver tells how it stands, and asks whether it was cancelled."""
+    trace: Path | None = None
+    """File of a scheduler's trace of what the sessions do; None: none is recorded."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Job:
             threads=settings.cpus_per_worker,
             checkpoint_chunks=settings.checkpoint_chunks,
             patience_seconds=settings.patience_seconds,
+            trace=None if settings.trace is None else Recorder(record.id, record.priority, record.created),
         )
         wanted = Wanted(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker, settings.hang_seconds)
         with closing(Pool(order, wanted, self.worker_class)) as pool:
@@ -114,8 +118,11 @@ class Job:
             opened = self._first_worker(pool)
             run_folder.claim(self._claimed(config), resume=resume)
             ledger.enter(record, resume=resume)
-            with open_dataset(config.output.folder, opened.ahead, resume=resume) as writer:
-                return _Driver(self, config, ledger, pool, opened, writer).drive()
+            with open_dataset(config.output.folder, opened.ahead, resume=resume) as writer, ExitStack() as stack:
+                log = None if settings.trace is None else TraceLog(settings.trace).open(resume=resume)
+                if log is not None:
+                    stack.callback(log.close)
+                return _Driver(self, config, ledger, pool, opened, writer, log).drive()
 
     def _claimed(self, config: RunConfig) -> RunConfig:
         """The configuration as it was given, in the folder where it is: run.yaml is the same wherever one stands."""
@@ -173,6 +180,7 @@ class _Driver:
     first: Opened
     """What the first worker found."""
     writer: DatasetWriter
+    log: TraceLog | None
     aside: dict[int, Tries] = field(default_factory=dict)
     figures: dict[tuple[int, int], Rolled] = field(default_factory=dict)
     """The newest of each worker that was."""
@@ -226,6 +234,7 @@ class _Driver:
                 self.book.give_back(batch)
                 return
             self._commit(batch, finished)
+            self._record(batch, finished)
             self.book.settle(batch)
             self._patiently(partial(self.ledger.clear, batch.number))
 
@@ -237,6 +246,17 @@ class _Driver:
                 self.writer.commit(episode, key)
                 self.committed_at = time.monotonic()
         add_timings(self.config.output.folder, batch, finished.took)
+
+    def _record(self, batch: Batch, finished: Finished) -> None:
+        """A trace that cannot be written, or has a gap, is no reason to end a job."""
+        if self.log is None:
+            return
+        if not finished.trace:
+            self._warn_once(f"{batch}: not in the trace, as it was finished when none was recorded")
+        try:
+            self.log.add(finished.trace)
+        except OutputError as fault:
+            self._warn_once(f"{fault}; the job goes on")
 
     def _take(self, event: Event) -> None:
         match event:

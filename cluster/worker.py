@@ -29,6 +29,7 @@ from cluster.ledger import Ledger
 from cluster.parcel import Finished, pack_checkpoint
 from cluster.places import of_slot
 from cluster.planning import Facts
+from cluster.recording import Recorder
 from cluster.storage import patiently
 from worldkv.config import MemoryConfig, RunConfig
 from worldkv.errors import JobError, OutputError, WorldKVError
@@ -64,6 +65,8 @@ class Order:
     """A batch is written down after so many chunks each; 0: never."""
     patience_seconds: float = 120.0
     """For how long storage may refuse a finished batch."""
+    trace: Recorder | None = None
+    """Records what the sessions do; None: nobody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ class Worker:
         config = order.config.model_copy(update={"memory": of_slot(order.config.memory, self.slot)})
         self._stats = replace(self._stats, tenant=config.memory.tenant, doing="loading the model")
         self.order, self.config = order, config
+        if order.trace is not None:
+            self.meter = Meter(listener=order.trace)
         self.ledger = Ledger(order.ledger_url, order.job)
         self.model: RoomsModel = generate.load_model(config)
         self.ahead = outline(config, self.model)
@@ -156,7 +161,8 @@ class Worker:
             self._fullest = self.memory.stats().at_fullest(self._fullest)
             warnings += [*pin_faults(self.memory), *under_way.check_integrity()]
             self._stats = replace(self._stats, doing=f"saving {batch}")
-            finished = Finished(self.model.epoch, tuple(under_way.episodes()), under_way.took)
+            trace = "" if self.order.trace is None else self.order.trace.lines(under_way)
+            finished = Finished(self.model.epoch, tuple(under_way.episodes()), under_way.took, trace)
         patiently(
             lambda: self.ledger.put_finished(batch.number, finished),
             self.order.patience_seconds,
@@ -204,6 +210,8 @@ class Worker:
         self._stats = replace(
             self._stats, batch=batch.number, doing=str(batch), sessions=sessions, chunk=0, chunks=self.ahead.chunks
         )
+        if self.order.trace is not None:
+            self.order.trace.forget(batch.keys)
         if tuple(world.seed for world in self._drawn) != batch.seeds:
             self._drawn = [self.draw(seed) for seed in batch.seeds]
         return self._restored(batch) or self._rollout(batch).begin(self.memory)

@@ -96,6 +96,7 @@ def resume(
     wait: options.WaitOption = False,
     per_worker: options.WorkersShown = False,
     exporter: options.ExporterOption = None,
+    trace: options.TraceOption = None,
 ) -> None:
     """Go on with a job whose driver was stopped, cancelled or killed; the dataset gets the bytes of an undisturbed one.
 
@@ -110,7 +111,7 @@ def resume(
     if retry:
         for number in ledger.set_aside():
             ledger.clear(number)
-    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter)
+    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter, trace)
     config = given.model_copy(update={"output": output})
     carry_out(record, config, place, resume=True, again=options.resume_command(record, ledger.url))
 

@@ -49,6 +49,10 @@ ExporterOption = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="Serve metrics there meanwhile, for Prometheus and `worldkv top`."),
 ]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Record what the sessions do there, for `worldkv simulate --trace`."),
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Place:
     wait: bool
     per_worker: bool
     exporter: str | None
+    trace: Path | None
 
 
 def jobs_url(place: str | None, config: RunConfig) -> str:
@@ -133,4 +138,5 @@ def _settings(place: Place, config: RunConfig) -> Settings:
         gpus_per_worker=1 if on_gpu else 0,
         checkpoint_chunks=place.checkpoint,
         tries=place.tries,
+        trace=place.trace,
     )
