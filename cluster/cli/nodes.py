@@ -77,7 +77,7 @@ def status(address: AddressOption = DEFAULT_ADDRESS, token_file: TokenOption = N
     nodes, tenants = Table(title=f"cluster {address}", title_justify="left"), Table()
     for name in ("node", "address", "state", "CPUs", "GPUs"):
         nodes.add_column(name)
-    for name in ("tenant", "sessions", "of", "waiting batches", "oldest waits s"):
+    for name in ("tenant", "sessions", "of", "waiting batches", "oldest waits s", "others waited s"):
         tenants.add_column(name)
     with joined(address):
         keeper = find_gate()
@@ -88,7 +88,8 @@ def status(address: AddressOption = DEFAULT_ADDRESS, token_file: TokenOption = N
             nodes.add_row(node["NodeID"][:12], node["NodeManagerAddress"], state, *counts)
         for one in [] if keeper is None else answer(keeper.figures.remote()):
             limit = "-" if one.limit is None else str(one.limit)
-            tenants.add_row(one.tenant, str(one.sessions), limit, str(one.waiting), f"{one.oldest_wait_seconds:.0f}")
+            waits = f"{one.oldest_wait_seconds:.0f}", f"{one.waits.seconds / max(1, one.waits.count):.1f}"
+            tenants.add_row(one.tenant, str(one.sessions), limit, str(one.waiting), *waits)
     Console().print(nodes)
     if tenants.row_count:
         Console().print(tenants)
