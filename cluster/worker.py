@@ -26,6 +26,7 @@ from cluster.checkpoint import is_exact
 from cluster.chunks.connect import open_node_tier
 from cluster.chunks.settings import ChunkSettings
 from cluster.ledger import Ledger
+from cluster.nodes import DOMAIN_LABEL
 from cluster.parcel import Finished, pack_checkpoint
 from cluster.places import of_slot
 from cluster.planning import Facts
@@ -47,7 +48,6 @@ from worldkv.runs.meter import Meter
 from worldkv.snapshot import restore, snapshot
 from worldkv.stats import MemoryStats, WorkerStats
 
-DOMAIN_LABEL = "worldkv-domain"
 PIXEL_BYTES = 3
 
 
