@@ -146,11 +146,10 @@ class ClusterGate:
 
     def wishes(self) -> Wishes:
         """See `Gate`; this is also how the keeper knows that the driver lives."""
-        if time.monotonic() - self._heard < ASK_SECONDS:
-            return self._wishes
-        self._heard = time.monotonic()
-        with suppress(RayActorError, GetTimeoutError):
-            said = answer(self._keeper.hear.remote(self._applicant, dict(self._tickets.values())))
-            batches = frozenset(batch for batch, (ticket, _) in self._tickets.items() if ticket in said.give_way)
-            self._wishes = Wishes(said.nodes, batches)
-        return self._wishes
+        if time.monotonic() - self._heard >= ASK_SECONDS:
+            self._heard = time.monotonic()
+            with suppress(RayActorError, GetTimeoutError):
+                self._wishes = answer(self._keeper.hear.remote(self._applicant, dict(self._tickets.values())))
+        # By ticket, for a batch that gave way may have come in again since.
+        asked = self._wishes.give_way
+        return Wishes(self._wishes.nodes, frozenset(b for b, (ticket, _) in self._tickets.items() if ticket in asked))

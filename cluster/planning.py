@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import fmean
 
-from scheduler.placement import plan_placement
+from scheduler.placement import PlacementSettings, plan_placement
 from scheduler.rebalancing import plan_moves
 from scheduler.snapshot import (
     ClusterView,
@@ -29,6 +30,9 @@ from worldkv.stats import WorkerStats
 NEWEST = 0.2
 # Priorities: a worker should go on with the worlds it has drawn, and two should not draw the same ones.
 DRAWN, FREE, TAKEN = 2, 1, 0
+# The order of batches stands in for the time they wait: none starves, for the first has its turn to be committed, and
+# others may run only so far ahead of it. And among batches of one job nobody gives way.
+SETTINGS = PlacementSettings(patience_seconds=inf, starving_seconds=inf)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Planner:
         """Which of the waiting batches, in their order, starts on which idle worker; at most one on each."""
         view = ClusterView(0.0, self._floor(seats), self._running(seats), pending_table(self._waiting(seats, pending)))
         named = {str(batch.number): batch for batch in pending}
-        return [(int(worker), named[name]) for name, (worker,) in plan_placement(view).placed]
+        return [(int(worker), named[name]) for name, (worker,) in plan_placement(view, SETTINGS).placed]
 
     def moves(self, seats: Sequence[Seat]) -> list[tuple[Batch, int]]:
         """Batches that should go on at another worker, where that pays. For when none waits."""

@@ -42,6 +42,12 @@ def test_a_worker_gets_worlds_that_it_has_drawn_then_worlds_that_nobody_has(plan
     assert planner.assign([seat(0), *busy], [ALL[1], ALL[3]]) == [(0, ALL[1])]
 
 
+def test_worlds_that_are_drawn_come_first_however_many_batches_wait(planner):
+    many = [Batch(number, (number // 2,), "sliding") for number in range(400)]
+    planner.drawn = {0: (199,)}
+    assert planner.assign([seat(0)], many) == [(0, many[398])]
+
+
 def test_two_workers_do_not_draw_the_same_worlds(planner):
     assert {batch.seeds for _, batch in planner.assign([seat(0), seat(1)], ALL)} == {(0,), (1,)}
     planner.drawn = {0: (2,), 1: (1,)}
