@@ -18,6 +18,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from recording import circumstances, markdown_table, save  # noqa: E402
 
+from scheduler.giving_way import PATIENCE_SECONDS  # noqa: E402
+from scheduler.placement import PlacementSettings  # noqa: E402
 from scheduler.simulation.engine import World  # noqa: E402
 from scheduler.simulation.figures import Figures  # noqa: E402
 from scheduler.simulation.hardware import Sizes, h200_cluster  # noqa: E402
@@ -39,6 +41,9 @@ SHORTEST = 10
 """Chunks of the shortest session where lengths differ."""
 BURST, BURSTS, PAUSE = 12, 8, 45.0
 """The quiet tenant's own load: so many sessions every so many seconds, 70 % of half the cluster."""
+PATIENCES = (5.0, 2.0, PATIENCE_SECONDS)
+"""What a tenant below its share waits before others give way; the last is what the scheduler has."""
+RESERVED = (6, 12, 16)
 
 
 def sessions(tenant: str, count: int, seed: int, *, every: float = 0.0, burst: int = 1) -> list[SessionTrace]:
@@ -59,8 +64,8 @@ def shortened(trace: SessionTrace, number: int) -> SessionTrace:
 class Until(Rounds):
     """Rounds that also add up who holds how many slots, until a time."""
 
-    def __init__(self, tenants: Mapping[str, TenantView], since: float, until: float) -> None:
-        super().__init__(HARDWARE, tenants)
+    def __init__(self, tenants: Mapping[str, TenantView], since: float, until: float, patience_seconds: float) -> None:
+        super().__init__(HARDWARE, tenants, PlacementSettings(patience_seconds=patience_seconds))
         self.since, self.until, self.held = since, until, dict.fromkeys(tenants, 0.0)
         self._since: dict[int, float] = {}
 
@@ -83,9 +88,14 @@ class Until(Rounds):
         self.held[tenant] += max(0.0, min(now, self.until) - max(self.since, self._since.pop(number)))
 
 
-def run(load: Sequence[SessionTrace], tenants: Mapping[str, TenantView], since: float = 0.0) -> tuple[Figures, Until]:
+def run(
+    load: Sequence[SessionTrace],
+    tenants: Mapping[str, TenantView],
+    since: float = 0.0,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> tuple[Figures, Until]:
     """The simulation, and who held what."""
-    placing = Until(tenants, since, since + COUNTED_SECONDS)
+    placing = Until(tenants, since, since + COUNTED_SECONDS, patience_seconds)
     return World(load, HARDWARE, Planned(), placing=placing).run(), placing
 
 
@@ -115,14 +125,13 @@ def waits() -> list[dict[str, object]]:
     rows = []
     own = sessions("quiet", BURST * BURSTS, 2, every=PAUSE, burst=BURST)
     flood = sessions("flood", 600, 1)
-    half = NODES * PER_NODE // 2
-    cases: list[tuple[str, list[SessionTrace], TenantView]] = [
-        ("alone", own, TenantView()),
-        ("flooded, half the cluster by weight", [*own, *flood], TenantView()),
-        ("flooded, half of the cluster reserved", [*own, *flood], TenantView(1.0, half)),
+    cases: list[tuple[str, list[SessionTrace], TenantView, float]] = [
+        ("alone", own, TenantView(), PATIENCE_SECONDS),
+        *((f"flooded, by weight, patience {n:g} s", [*own, *flood], TenantView(), n) for n in PATIENCES),
+        *((f"flooded, {n} slots reserved", [*own, *flood], TenantView(1.0, n), PATIENCE_SECONDS) for n in RESERVED),
     ]
-    for label, load, entitled in cases:
-        figures, _ = run(load, {"quiet": entitled, "flood": TenantView()})
+    for label, load, entitled, patience in cases:
+        figures, _ = run(load, {"quiet": entitled, "flood": TenantView()}, patience_seconds=patience)
         waited = np.array(figures.queue_seconds["quiet"])
         rows.append(
             {
@@ -131,6 +140,7 @@ def waits() -> list[dict[str, object]]:
                 "wait p50, s": round(float(np.percentile(waited, 50)), 2),
                 "wait p99, s": round(float(np.percentile(waited, 99)), 2),
                 "suspended": figures.suspended,
+                "all done, s": round(figures.end_seconds, 1),
             }
         )
         print(rows[-1], flush=True)
@@ -147,8 +157,9 @@ def body(parts: list[dict[str, object]], waited: list[dict[str, object]]) -> str
             markdown_table([*parts[0]], [[str(value) for value in row.values()] for row in parts]),
             f"The quiet tenant brings {BURST} sessions every {PAUSE:g} s, {BURSTS} times; the flood is 600 sessions at "
             "once. A placement is the start of a session, or its going on after it gave way. By weight alone a burst "
-            "waits until the flood's sessions give way: the patience of 5 s, then up to a chunk. A reservation is kept "
-            "free, so that it waits for the next round only, as alone.",
+            "waits for a round, then until enough of the flood's sessions end their chunk, those first that are "
+            "nearest to it, which may take a chunk of 2.1 s, then for the round that follows. What is reserved is kept "
+            "free, so that it waits for the next round only, as alone; the flood, which never gets it, takes longer.",
             markdown_table([*waited[0]], [[str(value) for value in row.values()] for row in waited]),
         ]
     )

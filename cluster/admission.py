@@ -1,22 +1,39 @@
-"""Who may roll out how much at once on a shared cluster: a queue of batches in front of it. Pure; time is passed in.
+"""Who may roll out how much at once on a shared cluster: the books of a queue of batches in front of it.
 
 - A tenant never has more sessions than its limit, all tenants together never more than the cluster's.
-- Of those that wait, the tenant that has least for its weight goes first; within a tenant priority, then arrival.
+- Whose turn it is, and who gives way to whom, `scheduler.admission` says: reservations, weights, priorities, age.
 - What waits is bounded: whoever finds the queue full asks again later. Nothing is refused that could ever run.
 - Whoever is silent for a while is gone, and with it what it held and waited for.
+
+Time is passed in; nothing here blocks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from scheduler.admission import AdmissionPlan, plan_admission
+from scheduler.snapshot import (
+    ClusterView,
+    PendingView,
+    Resources,
+    RunningView,
+    TenantView,
+    WorkerView,
+    pending_table,
+    running_table,
+)
 from worldkv.config import Section, Tenant
+from worldkv.durations import DurationBook
 from worldkv.errors import JobError
+from worldkv.stats import Durations
 
 # A driver asks every second. What it does not ask for any more it no longer waits for; when it is silent, it is gone.
 STALE_SECONDS, LEASE_SECONDS = 5.0, 30.0
@@ -31,6 +48,8 @@ class TenantConfig(Section):
     """Of two tenants that wait, the one with twice the weight gets twice the sessions."""
     sessions: int | None = Field(None, ge=0, strict=True)
     """Most at once; none: no limit of its own."""
+    reserved: int = Field(0, ge=0, strict=True)
+    """Sessions that are its own: nobody else starts there even while it does not want them."""
     token_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Of the token that jobs of this tenant have to show; none: anyone may submit for it."""
 
@@ -56,6 +75,9 @@ class TenantsConfig(Section):
         names = [tenant.name for tenant in self.tenants]
         if len(set(names)) < len(names):
             raise ValueError("tenants: each name once; leave out one of two equal ones")
+        reserved = sum(tenant.reserved for tenant in self.tenants)
+        if reserved and (self.sessions is None or reserved > self.sessions):
+            raise ValueError(f"tenants: {reserved} sessions are reserved, but sessions is {self.sessions}; raise it")
         return self
 
 
@@ -70,12 +92,43 @@ class Applicant:
     token: str = ""
 
 
+class Asked(NamedTuple):
+    """What a batch is to have."""
+
+    sessions: int
+    may_leave: bool = False
+    """Whether it can go on elsewhere from any chunk: only such a batch is asked to give way to others."""
+
+
+class TenantFigures(NamedTuple):
+    """How a tenant stands."""
+
+    tenant: str
+    sessions: int
+    """Held."""
+    limit: int | None
+    waiting: int
+    """Batches."""
+    oldest_wait_seconds: float
+    waits: Durations
+    """Of all batches that were let in."""
+
+
 @dataclass(eq=False)
 class _Waiting:
     applicant: Applicant
-    sessions: int
-    arrival: int
-    asked: float
+    asked: Asked
+    since: float
+    heard: float
+
+
+@dataclass(eq=False)
+class _Held:
+    tenant: str
+    asked: Asked
+    since: float
+    leaving: bool = False
+    """It was asked to give way."""
 
 
 @dataclass
@@ -83,54 +136,57 @@ class Admission:
     """The books of the queue."""
 
     config: TenantsConfig
-    _held: dict[str, dict[int, tuple[str, int]]] = field(default_factory=dict)
-    """Job -> ticket -> (tenant, sessions)."""
+    _held: dict[str, dict[int, _Held]] = field(default_factory=dict)
+    """Job -> ticket -> what it holds."""
     _waiting: dict[tuple[str, int], _Waiting] = field(default_factory=dict)
-    """By job and ticket."""
+    """By job and ticket, in the order of arrival."""
     _heard: dict[str, float] = field(default_factory=dict)
-    _arrivals: int = 0
+    _waits: defaultdict[str, DurationBook] = field(default_factory=lambda: defaultdict(DurationBook))
 
     def check(self, applicant: Applicant, sessions: int) -> None:
         """Raise JobError where batches of so many sessions can never start for it."""
         tenant = self._tenant(applicant)
-        for limit, whose in ((tenant.sessions, f"tenant {tenant.name}"), (self.config.sessions, "the cluster")):
+        others = sum(one.reserved for one in self.config.tenants if one is not tenant)
+        most = None if self.config.sessions is None else self.config.sessions - others
+        kept = f" beside {others} that are reserved" if others else ""
+        for limit, whose in ((tenant.sessions, f"tenant {tenant.name}"), (most, "the cluster")):
             if limit is not None and sessions > limit:
                 raise JobError(
-                    f"job {applicant.job}: its batches have {sessions} sessions, {whose} may have {limit} at once; "
-                    f"lower batch_sessions, or raise the quota"
+                    f"job {applicant.job}: its batches have {sessions} sessions, {whose} may have {limit} at once"
+                    f"{kept if whose == 'the cluster' else ''}; lower batch_sessions, or raise the quota"
                 )
 
-    def ask(self, applicant: Applicant, ticket: int, sessions: int, now: float) -> str:
-        """'' when a batch of so many sessions may start; the job then holds them under its ticket. Else why it waits.
+    def ask(self, applicant: Applicant, wanted: Mapping[int, Asked], now: float) -> dict[int, str]:
+        """Per ticket '' when its batch may start; the job then holds it. Else why it waits.
 
         Asking again with the same ticket keeps the place. Raises JobError as `check` does.
         """
-        self.check(applicant, sessions)
+        for asked in wanted.values():
+            self.check(applicant, asked.sessions)
         self.hear(applicant.job, now)
-        key = (applicant.job, ticket)
-        if ticket in self._held.get(applicant.job, {}):
-            return ""
-        if key not in self._waiting:
-            if len(self._waiting) >= self.config.queue:
-                return f"the queue is full: {self.config.queue} batches wait"
-            self._arrivals += 1
-            self._waiting[key] = _Waiting(applicant, sessions, self._arrivals, now)
-        mine = self._waiting[key]
-        mine.sessions, mine.asked = sessions, now
-        if self._is_first(mine):
-            self._held.setdefault(applicant.job, {})[ticket] = (applicant.tenant, sessions)
-            del self._waiting[key]
-            return ""
-        return self._why(mine)
+        held = self._held.setdefault(applicant.job, {})
+        answers = {ticket: "" for ticket in wanted if ticket in held}
+        for ticket in wanted.keys() - held.keys():
+            if not self._enter(applicant, ticket, wanted[ticket], now):
+                answers[ticket] = f"the queue is full: {self.config.queue} batches wait"
+        plan = self._plan(now)
+        for ticket in sorted(wanted.keys() - answers.keys()):
+            answers[ticket] = self._start_or_say_why(plan, applicant.job, ticket, now)
+        return answers
 
-    def hold(self, applicant: Applicant, held: Mapping[int, int], now: float) -> None:
-        """What a job says that it holds, ticket -> sessions, is so: the books may have been lost in between."""
+    def hold(self, applicant: Applicant, held: Mapping[int, Asked], now: float) -> set[int]:
+        """What a job says that it holds is so: the books may have been lost. Returns those that are to give way."""
         self._tenant(applicant)
         self.hear(applicant.job, now)
-        self._held[applicant.job] = {ticket: (applicant.tenant, sessions) for ticket, sessions in held.items()}
+        before = self._held.get(applicant.job, {})
+        self._held[applicant.job] = {
+            ticket: before.get(ticket) or _Held(applicant.tenant, asked, now) for ticket, asked in held.items()
+        }
+        self._plan(now)
+        return {ticket for ticket, one in self._held[applicant.job].items() if one.leaving}
 
     def release(self, job: str, ticket: int) -> None:
-        """The batch is over."""
+        """The batch is over, or gave way."""
         self._held.get(job, {}).pop(ticket, None)
 
     def hear(self, job: str, now: float) -> None:
@@ -139,13 +195,19 @@ class Admission:
         for other in [name for name, heard in self._heard.items() if now - heard > LEASE_SECONDS]:
             del self._heard[other]
             self._held.pop(other, None)
-        for key in [key for key, one in self._waiting.items() if now - one.asked > STALE_SECONDS]:
+        for key in [key for key, one in self._waiting.items() if now - one.heard > STALE_SECONDS]:
             del self._waiting[key]
 
-    def figures(self) -> list[tuple[str, int, int | None, int]]:
-        """Per tenant: its name, sessions held, its limit, batches that wait."""
-        waiting = [one.applicant.tenant for one in self._waiting.values()]
-        return [(t.name, self._sessions(t.name), t.sessions, waiting.count(t.name)) for t in self.config.tenants]
+    def figures(self, now: float) -> list[TenantFigures]:
+        """Of every tenant."""
+        found = []
+        for tenant in self.config.tenants:
+            since = [one.since for one in self._waiting.values() if one.applicant.tenant == tenant.name]
+            oldest = now - min(since, default=now)
+            told = self._waits[tenant.name].frozen()
+            held = self._sessions(tenant.name)
+            found.append(TenantFigures(tenant.name, held, tenant.sessions, len(since), oldest, told))
+        return found
 
     def _tenant(self, applicant: Applicant) -> TenantConfig:
         found = {tenant.name: tenant for tenant in self.config.tenants}.get(applicant.tenant)
@@ -159,30 +221,76 @@ class Admission:
             )
         return found
 
-    def _is_first(self, mine: _Waiting) -> bool:
-        """Whether it is this one's turn, and there is room."""
-        able = [one for one in self._waiting.values() if self._within_quota(one)]
-        if mine not in able or min(able, key=self._turn) is not mine:
+    def _enter(self, applicant: Applicant, ticket: int, asked: Asked, now: float) -> bool:
+        """Put it in the queue, or note that it still waits; False where the queue is full."""
+        key = (applicant.job, ticket)
+        if key not in self._waiting and len(self._waiting) >= self.config.queue:
             return False
-        # A large batch is not passed by small ones for ever: who is first waits for room.
-        total = sum(sessions for held in self._held.values() for _, sessions in held.values())
-        return self.config.sessions is None or total + mine.sessions <= self.config.sessions
+        mine = self._waiting.setdefault(key, _Waiting(applicant, asked, now, now))
+        mine.asked, mine.heard = asked, now
+        return True
 
-    def _why(self, mine: _Waiting) -> str:
-        order = sorted(self._waiting.values(), key=self._turn)
-        place = next(place for place, one in enumerate(order, start=1) if one is mine)
+    def _plan(self, now: float) -> AdmissionPlan:
+        """Whose turn it is; those that are to give way are marked."""
+        plan = plan_admission(self._view(now))
+        named = {_name(job, ticket): one for job, ticket, one in self._all_held()}
+        for name in plan.suspended:
+            named[name].leaving = True
+        return plan
+
+    def _view(self, now: float) -> ClusterView:
+        """The cluster as one worker: only numbers count here, drivers see to places."""
+        running = [
+            RunningView(
+                *(_name(job, ticket), one.tenant, (_ALL,), Resources(one.asked.sessions)),
+                started_seconds=one.since,
+                leaving=one.leaving,
+                may_leave=one.asked.may_leave,
+            )
+            for job, ticket, one in self._all_held()
+        ]
+        pending = [
+            PendingView(
+                *(_name(*key), one.applicant.tenant, Resources(one.asked.sessions)),
+                priority=one.applicant.priority,
+                waits_since_seconds=one.since,
+            )
+            for key, one in self._waiting.items()
+        ]
+        held = sum(one.needs.slots for one in running)
+        wanted = held + sum(one.needs.slots for one in pending)
+        # Books that were lost and told again may hold more than there is.
+        slots = wanted if self.config.sessions is None else max(held, self.config.sessions)
+        tenants = {one.name: TenantView(one.weight, one.reserved, one.sessions) for one in self.config.tenants}
+        floor = (WorkerView(_ALL, _ALL, Resources(slots)),)
+        return ClusterView(now, floor, running_table(running), pending_table(pending), tenants)
+
+    def _start_or_say_why(self, plan: AdmissionPlan, job: str, ticket: int, now: float) -> str:
+        mine = self._waiting[job, ticket]
         tenant = self._tenant(mine.applicant)
+        if _name(job, ticket) in plan.started:
+            del self._waiting[job, ticket]
+            self._held[job][ticket] = _Held(tenant.name, mine.asked, now)
+            self._waits[tenant.name].add(now - mine.since)
+            return ""
         quota = "" if tenant.sessions is None else f" of {tenant.sessions}"
-        held = self._sessions(tenant.name)
-        return f"in the queue at place {place} of {len(order)}; tenant {tenant.name} has {held}{quota} sessions"
+        has = f"tenant {tenant.name} has {self._sessions(tenant.name)}{quota} sessions"
+        waiting = plan.order[len(plan.started) :]
+        if _name(job, ticket) not in waiting:
+            return f"in the queue; {has}"
+        return f"in the queue at place {waiting.index(_name(job, ticket)) + 1} of {len(waiting)}; {has}"
 
-    def _within_quota(self, one: _Waiting) -> bool:
-        limit = self._tenant(one.applicant).sessions
-        return limit is None or self._sessions(one.applicant.tenant) + one.sessions <= limit
-
-    def _turn(self, one: _Waiting) -> tuple[float, int, int]:
-        weight = self._tenant(one.applicant).weight
-        return self._sessions(one.applicant.tenant) / weight, -one.applicant.priority, one.arrival
+    def _all_held(self) -> Iterator[tuple[str, int, _Held]]:
+        for job, tickets in self._held.items():
+            for ticket, one in tickets.items():
+                yield job, ticket, one
 
     def _sessions(self, tenant: str) -> int:
-        return sum(n for held in self._held.values() for owner, n in held.values() if owner == tenant)
+        return sum(one.asked.sessions for _, _, one in self._all_held() if one.tenant == tenant)
+
+
+_ALL = "all"
+
+
+def _name(job: str, ticket: int) -> str:
+    return f"{job}#{ticket}"

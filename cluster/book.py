@@ -44,20 +44,19 @@ class Book:
             self._turn += 1
         return self.batches[self._turn] if self._turn in self._finished else None
 
-    def choose(self, drawn: tuple[int, ...], taken: Collection[tuple[int, ...]], ahead: int) -> Batch | None:
-        """Take a pending batch: of worlds that the worker has drawn, else of worlds that are not `taken`, else any.
-
-        None where none is pending within `ahead` batches of the one whose turn it is.
-        """
+    def near(self, ahead: int) -> list[Batch]:
+        """Pending batches within `ahead` of the one whose turn it is, in their order."""
         self.turn()
-        near = [number for number in self._pending[:ahead] if number < self._turn + ahead]
-        same = (number for number in near if self.batches[number].seeds == drawn)
-        free = (number for number in near if self.batches[number].seeds not in taken)
-        number = next(same, next(free, next(iter(near), None)))
-        if number is None:
-            return None
-        self._pending.remove(number)
-        return self.batches[number]
+        return [self.batches[number] for number in self._pending[:ahead] if number < self._turn + ahead]
+
+    @property
+    def pending(self) -> list[int]:
+        """Numbers of all batches that wait for a worker, ascending."""
+        return list(self._pending)
+
+    def take(self, batch: Batch) -> None:
+        """A pending batch is under way now."""
+        self._pending.remove(batch.number)
 
     def give_back(self, batch: Batch) -> None:
         """It was not finished, or what was finished is damaged."""

@@ -14,17 +14,20 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from cluster.assigning import Assigner, Gate, OpenGate
 from cluster.book import Book
 from cluster.ledger import JobRecord, JobState, Ledger, Standing, Tries
 from cluster.parcel import Finished
 from cluster.places import absolute
+from cluster.planning import Planner
 from cluster.pool import Done, Event, Failed, Lost, Pool, Ready, Wanted
+from cluster.recording import Recorder, TraceLog
 from cluster.storage import patiently
 from cluster.worker import Opened, Order, Rolled, Worker, versions
 from worldkv.config import RunConfig
@@ -37,8 +40,6 @@ from worldkv.stats import MemoryStats, WorkerStats
 
 Result = TypeVar("Result")
 POLL_SECONDS = 0.2
-# A batch that no worker is at may run ahead of the commits by so many per worker: what waits takes room on storage.
-AHEAD_PER_WORKER = 8
 # Workers that die before they are ready say that no worker can be had, not that one was unlucky.
 MOST_FALSE_STARTS = 3
 STOP_SECONDS = 20.0
@@ -61,37 +62,8 @@ class Settings:
     """For how long storage may refuse."""
     tell_seconds: float = 3.0
     """So often the driver tells how it stands, and asks whether it was cancelled."""
-
-
-class Gate(Protocol):
-    """Who says when a batch may start."""
-
-    def ask(self, batch: int, sessions: int) -> str:
-        """'' when it may; else why it waits, in words. Does not block."""
-        ...
-
-    def release(self, batch: int) -> None:
-        """Its sessions are over."""
-        ...
-
-    def draining(self) -> set[str]:
-        """Ids of the nodes that are to be left."""
-        ...
-
-
-class OpenGate:
-    """Of a cluster that nobody shares."""
-
-    def ask(self, batch: int, sessions: int) -> str:
-        """Always at once."""
-        return ""
-
-    def release(self, batch: int) -> None:
-        """Nothing was held."""
-
-    def draining(self) -> set[str]:
-        """None."""
-        return set()
+    trace: Path | None = None
+    """File of a scheduler's trace of what the sessions do; None: none is recorded."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +74,10 @@ class Outcome:
     set_aside: dict[int, Tries]
     """By number of the batch."""
     cancelled: bool
+    moved: int = 0
+    """Batches that went on at another worker because that paid."""
+    gave_way: int = 0
+    """Batches that ended early for other tenants, and went on later."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +110,7 @@ class Job:
             threads=settings.cpus_per_worker,
             checkpoint_chunks=settings.checkpoint_chunks,
             patience_seconds=settings.patience_seconds,
+            trace=None if settings.trace is None else Recorder(record.id, record.priority, record.created),
         )
         wanted = Wanted(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker, settings.hang_seconds)
         with closing(Pool(order, wanted, self.worker_class)) as pool:
@@ -141,8 +118,11 @@ class Job:
             opened = self._first_worker(pool)
             run_folder.claim(self._claimed(config), resume=resume)
             ledger.enter(record, resume=resume)
-            with open_dataset(config.output.folder, opened.ahead, resume=resume) as writer:
-                return _Driver(self, config, ledger, pool, opened, writer).drive()
+            with open_dataset(config.output.folder, opened.ahead, resume=resume) as writer, ExitStack() as stack:
+                log = None if settings.trace is None else TraceLog(settings.trace).open(resume=resume)
+                if log is not None:
+                    stack.callback(log.close)
+                return _Driver(self, config, ledger, pool, opened, writer, log).drive()
 
     def _claimed(self, config: RunConfig) -> RunConfig:
         """The configuration as it was given, in the folder where it is: run.yaml is the same wherever one stands."""
@@ -201,18 +181,16 @@ class _Driver:
     first: Opened
     """What the first worker found."""
     writer: DatasetWriter
+    log: TraceLog | None
     aside: dict[int, Tries] = field(default_factory=dict)
     figures: dict[tuple[int, int], Rolled] = field(default_factory=dict)
     """The newest of each worker that was."""
-    last_seeds: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Worlds that the worker of a slot has drawn."""
     starts: _Starts = field(default_factory=_Starts)
     told: set[str] = field(default_factory=set)
     told_at: float = 0.0
+    committed_at: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     """Somebody asked for the end."""
-    waits_for: str = ""
-    """Why the gate lets no batch start, in words."""
 
     def drive(self) -> Outcome:
         """See `Job.carry_out`."""
@@ -221,6 +199,8 @@ class _Driver:
         finished = self._patiently(self.ledger.finished_numbers)
         all_of_them = batches(self.config)
         self.book = Book(all_of_them, committed=self.writer.committed_keys, finished=finished, aside=self.aside)
+        planner = Planner(self.first.facts)
+        self.assigner = Assigner(self.book, self.pool, self.job.gate, planner, self.job.settings.workers)
         standing: Standing = "failed"
         try:
             self._tell("running", at_once=True)
@@ -232,8 +212,7 @@ class _Driver:
             self.pool.stop(STOP_SECONDS)
             raise
         finally:
-            for batch in self.pool.busy().values():
-                self.job.gate.release(batch.number)
+            self.assigner.close()
             self._tell(standing, at_once=True)
 
     def _loop(self) -> Standing:
@@ -244,10 +223,8 @@ class _Driver:
             for event in self.pool.events(POLL_SECONDS):
                 self._take(event)
             # First, so that no worker waits for a commit.
-            self._assign()
+            self.assigner.step()
             self._commit_finished()
-            if leaving := self.job.gate.draining():
-                self.pool.leave(leaving)
             self._tell("running")
         return "finished"
 
@@ -258,6 +235,7 @@ class _Driver:
                 self.book.give_back(batch)
                 return
             self._commit(batch, finished)
+            self._record(batch, finished)
             self.book.settle(batch)
             self._patiently(partial(self.ledger.clear, batch.number))
 
@@ -267,22 +245,19 @@ class _Driver:
             if key not in self.writer.committed_keys:
                 self._progress(f"saving {key}")
                 self.writer.commit(episode, key)
+                self.committed_at = time.monotonic()
         add_timings(self.config.output.folder, batch, finished.took)
 
-    def _assign(self) -> None:
-        self.waits_for = ""
-        for slot in self.pool.idle():
-            taken = {batch.seeds for batch in self.pool.busy().values()}
-            ahead = AHEAD_PER_WORKER * self.job.settings.workers
-            batch = self.book.choose(self.last_seeds.get(slot, ()), taken, ahead)
-            if batch is None:
-                return
-            self.waits_for = self.job.gate.ask(batch.number, len(batch.seeds))
-            if self.waits_for:
-                self.book.give_back(batch)
-                return
-            self.last_seeds[slot] = batch.seeds
-            self.pool.give(slot, batch)
+    def _record(self, batch: Batch, finished: Finished) -> None:
+        """A trace that cannot be written, or has a gap, is no reason to end a job."""
+        if self.log is None:
+            return
+        if not finished.trace:
+            self._warn_once(f"{batch}: not in the trace, as it was finished when none was recorded")
+        try:
+            self.log.add(finished.trace)
+        except OutputError as fault:
+            self._warn_once(f"{fault}; the job goes on")
 
     def _take(self, event: Event) -> None:
         match event:
@@ -293,52 +268,57 @@ class _Driver:
             case Failed(_, _, fault):
                 raise fault
             case Lost(slot, batch, reason, blameless) if batch is not None:
-                self.last_seeds.pop(slot, None)
                 self._again(batch, None if blameless else f"worker {slot}: {reason}")
             case Ready(_, opened):
                 check_versions(opened.node, opened.versions)
+                self.assigner.forget(event.slot)
                 self.starts.note(event)
             case _:
                 self.starts.note(event)
 
     def _done(self, slot: int, rolled: Rolled) -> None:
         batch = self.book.batches[rolled.number]
-        self.job.gate.release(batch.number)
         self.figures[slot, rolled.restarts] = rolled
         for warning in rolled.warnings:
             self._warn_once(warning)
         if rolled.whole:
+            self.assigner.over(batch)
             self.book.finish(batch)
         else:
-            # It was asked to leave its node.
-            self.book.give_back(batch)
+            self.assigner.came_back(batch)
+        if self.pool.leaving(slot):
             self.pool.replace(slot)
 
     def _again(self, batch: Batch, reason: str | None) -> None:
         """Another try, unless it had too many; without a reason it is not counted."""
-        self.job.gate.release(batch.number)
         if reason is not None:
             tries = self._patiently(partial(self.ledger.tries, batch.number))
             tries = tries.and_failed(" ".join(reason.split()), most=self.job.settings.tries)
             self._patiently(partial(self.ledger.note_tries, batch.number, tries))
             if tries.set_aside:
                 self.aside[batch.number] = tries
+                self.assigner.over(batch)
                 self.book.settle(batch)
                 self._warn_once(f"{batch}: set aside after {tries.failed} tries; the last: {tries.reasons[-1]}")
                 return
-        self.book.give_back(batch)
+        self.assigner.came_back(batch)
 
     def _tell(self, standing: Standing, *, at_once: bool = False) -> None:
         """The bar always, storage and whoever watches now and then; storage is also asked whether to go on."""
-        doing = self.waits_for or self._doing()
+        doing = self.assigner.waits_for or self._doing()
         self._progress(doing)
         if not at_once and time.monotonic() - self.told_at < self.job.settings.tell_seconds:
             return
         self.told_at = time.monotonic()
         driver = f"{socket.gethostname()}:{os.getpid()}"
         wanted = sum(len(batch.seeds) for batch in self.book.batches)
-        workers = tuple(map(worker_line, self.pool.stats()))
-        state = JobState(standing, time.time(), driver, len(self.writer.committed_keys), wanted, doing, workers)
+        state = JobState(
+            *(standing, time.time(), driver, len(self.writer.committed_keys), wanted, doing),
+            workers=tuple(map(worker_line, self.pool.stats())),
+            aside=sum(len(self.book.batches[number].seeds) for number in self.aside),
+            idle_seconds=time.monotonic() - self.committed_at,
+            **self.assigner.queue(),
+        )
         try:
             self.ledger.tell(state)
             self.cancelled = self.ledger.cancelled
@@ -375,7 +355,7 @@ class _Driver:
         memory, left = _sum([one.at_fullest for one in rolled], empty), _sum([one.left for one in rolled], empty)
         made = len(self.writer.committed_keys) - self.kept
         generated = Generated(self.config.output.folder, made, self.kept, memory, left)
-        return Outcome(generated, dict(self.aside), cancelled)
+        return Outcome(generated, dict(self.aside), cancelled, self.assigner.moved, self.assigner.gave_way)
 
 
 def worker_line(stats: WorkerStats) -> str:

@@ -24,9 +24,10 @@ from typing import Any, Literal, TypeVar
 
 from cluster.parcel import Checkpoint, Finished, pack_finished, unpack_checkpoint, unpack_finished
 from cluster.storage import Storage
-from worldkv.config import RunConfig, load_text_as
+from worldkv.config import MemoryConfig, RunConfig, load_text_as
 from worldkv.errors import JobError, WorldKVError
 from worldkv.runs.play_config import PlayConfig
+from worldkv.stats import Durations
 
 Part = TypeVar("Part")
 RECORD, STATE, CANCEL, BATCHES = "job.json", "state.json", "cancel", "batches"
@@ -58,6 +59,11 @@ class JobRecord:
         """The configuration, as it was given. Raises ConfigError."""
         return load_text_as(RunConfig, self.config, f"job {self.id}")
 
+    @property
+    def memory(self) -> MemoryConfig:
+        """Of either kind."""
+        return (self.play_config() if self.kind == "play" else self.run_config()).memory
+
     def play_config(self) -> PlayConfig:
         """The same where the kind is play."""
         return load_text_as(PlayConfig, self.config, f"job {self.id}")
@@ -85,6 +91,18 @@ class JobState:
     """In words, for people."""
     workers: tuple[str, ...] = ()
     """How each stands, in words."""
+    aside: int = 0
+    """Episodes of batches that were set aside."""
+    idle_seconds: float = 0.0
+    """Since an episode was committed, or since the driver took the job up."""
+    queued: int = 0
+    """Sessions that wait for a worker."""
+    oldest_wait_seconds: float = 0.0
+    """Of these, the one that waits for longest."""
+    wait_counts: tuple[int, ...] = Durations().counts
+    """Sessions that were begun, by how long they had waited: as `Durations` counts."""
+    wait_seconds: float = 0.0
+    """All these waits together."""
 
     def now(self, seconds: float) -> JobState:
         """As it is to be read at that time: a driver that went without a word has stopped."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from worldkv.errors import ClusterError
 
 PREFIX, FACTS, LOG = "wkv-node-", "node.json", "ray.log"
+DOMAIN_LABEL = "worldkv-domain"
 UP_SECONDS, DOWN_SECONDS = 60.0, 20.0
 # Ray finds a dead node within two seconds instead of fifteen, and one that hangs within five instead of sixty.
 HEALTH = {
@@ -46,6 +47,8 @@ class NodeWanted:
     gpus: int | None
     """None: as many as Ray finds."""
     store_mib: int
+    domain: str | None = None
+    """What fails together with it, such as a rack; None: it stands alone."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def _command(wanted: NodeWanted, folder: Path) -> list[str]:
     words += ["--node-ip-address", wanted.host, "--object-store-memory", str(wanted.store_mib << 20)]
     words += [] if wanted.cpus is None else ["--num-cpus", str(wanted.cpus)]
     words += [] if wanted.gpus is None else ["--num-gpus", str(wanted.gpus)]
+    words += [] if wanted.domain is None else ["--labels", f"{DOMAIN_LABEL}={wanted.domain}"]
     if wanted.join is not None:
         return [*words, "--address", wanted.join]
     words += ["--head", "--port", str(wanted.port), "--include-dashboard", "false", "--temp-dir", str(folder)]

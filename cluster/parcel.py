@@ -66,6 +66,8 @@ class Finished:
     """Of the weights that made it."""
     episodes: tuple[Episode, ...]
     took: Took
+    trace: str = ""
+    """Lines of a scheduler's trace; '' where none is recorded."""
 
 
 def pack_finished(finished: Finished) -> bytes:
@@ -81,7 +83,7 @@ def pack_finished(finished: Finished) -> bytes:
         arrays |= {f"{number}/scalars/{name}": values for name, values in episode.scalars.items()}
     made = finished.took
     took = {"made": made.made, "seconds": made.seconds, "stages": made.clock.seconds}
-    return pack({"epoch": finished.epoch, "episodes": facts, "took": took}, arrays)
+    return pack({"epoch": finished.epoch, "episodes": facts, "took": took, "trace": finished.trace}, arrays)
 
 
 def unpack_finished(data: bytes) -> Finished:
@@ -92,6 +94,7 @@ def unpack_finished(data: bytes) -> Finished:
         epoch=facts["epoch"],
         episodes=tuple(_episode(number, one, arrays) for number, one in enumerate(facts["episodes"])),
         took=Took(took["made"], took["seconds"], StageSeconds(took["stages"])),
+        trace=facts.get("trace", ""),  # a job of an earlier version has none
     )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from cluster.connection import living_nodes
+from cluster.planning import Seat
 from cluster.worker import Opened, Order, Rolled, Worker
 from worldkv.runs.batch import Batch
 from worldkv.stats import WorkerStats
@@ -97,7 +98,7 @@ class _Hand:
     alive: bool = False
     """It answered once."""
     stats: WorkerStats | None = None
-    stopping: bool = False
+    leaving: bool = False
     """It was asked to leave its node."""
     doubted: float | None = None
     """Since when it cannot be reached, though nobody says that it is dead."""
@@ -118,13 +119,23 @@ class Pool:
         """Returns at once; each worker becomes ready when there is room for it."""
         self._hands = [self._hire(slot, 0) for slot in range(self.wanted.workers)]
 
-    def idle(self) -> list[int]:
-        """Slots that can be given a batch."""
-        return [hand.slot for hand in self._hands if hand.opened is not None and hand.call is None]
-
     def busy(self) -> dict[int, Batch]:
         """What each slot is at."""
         return {hand.slot: hand.batch for hand in self._hands if hand.batch is not None}
+
+    def seats(self) -> list[Seat]:
+        """All workers that are open."""
+        return [
+            Seat(hand.slot, hand.opened.node_id, hand.opened.domain, hand.batch, hand.leaving, hand.stats)
+            for hand in self._hands
+            if hand.opened is not None and (hand.call is None or hand.batch is not None)
+        ]
+
+    def suspend(self, slot: int) -> None:
+        """Let the batch of a worker end at its next chunk, written down; the worker goes on with others."""
+        hand = self._hands[slot]
+        if hand.batch is not None:
+            self._control(hand, "suspend", hand.batch.number)
 
     def give(self, slot: int, batch: Batch) -> None:
         """Let an idle worker roll a batch out."""
@@ -133,7 +144,9 @@ class Pool:
 
     def stats(self) -> list[WorkerStats]:
         """The newest word of each worker that gave one."""
-        return [hand.stats for hand in self._hands if hand.stats is not None]
+        now = time.monotonic()
+        told = [(hand.stats, now - hand.pinged) for hand in self._hands if hand.stats is not None]
+        return [replace(stats, age_seconds=age) for stats, age in told]
 
     def events(self, seconds: float) -> list[Event]:
         """What happened since the last call; waits for so long at most, less when something does."""
@@ -149,12 +162,16 @@ class Pool:
         """No worker shall be on these nodes: those at work write down their batches and come back as not whole."""
         self._left = node_ids
         for hand in self._hands:
-            if hand.opened is not None and hand.opened.node_id in node_ids and not hand.stopping:
+            if hand.opened is not None and hand.opened.node_id in node_ids and not hand.leaving:
                 if hand.batch is None:
                     self.replace(hand.slot)
                 else:
-                    hand.stopping = True
+                    hand.leaving = True
                     self._control(hand, "stop")
+
+    def leaving(self, slot: int) -> bool:
+        """Whether the worker of the slot was asked to leave its node."""
+        return self._hands[slot].leaving
 
     def replace(self, slot: int) -> None:
         """A new worker for the slot, wherever there is room."""
@@ -192,8 +209,8 @@ class Pool:
         hand.call = actor.open.remote(self.order)
         return hand
 
-    def _control(self, hand: _Hand, method: str) -> Any:
-        return getattr(hand.actor, method).options(concurrency_group="control").remote()
+    def _control(self, hand: _Hand, method: str, *arguments: object) -> Any:
+        return getattr(hand.actor, method).options(concurrency_group="control").remote(*arguments)
 
     def _listen(self, hand: _Hand) -> Event | None:
         """Take the answer to the last ping and ask again; Lost where none came for too long."""

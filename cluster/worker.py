@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import prod
 
 import ray
 import torch
@@ -25,8 +26,11 @@ from cluster.checkpoint import is_exact
 from cluster.chunks.connect import open_node_tier
 from cluster.chunks.settings import ChunkSettings
 from cluster.ledger import Ledger
+from cluster.nodes import DOMAIN_LABEL
 from cluster.parcel import Finished, pack_checkpoint
 from cluster.places import of_slot
+from cluster.planning import Facts
+from cluster.recording import Recorder
 from cluster.storage import patiently
 from worldkv.config import MemoryConfig, RunConfig
 from worldkv.errors import JobError, OutputError, WorldKVError
@@ -39,10 +43,13 @@ from worldkv.runs import generate
 from worldkv.runs import worlds as run_worlds
 from worldkv.runs.batch import Batch, BatchRollout, Outline, outline
 from worldkv.runs.memory import open_memory, pin_faults
+from worldkv.runs.memory_check import chunk_bytes
 from worldkv.runs.meter import Meter
 from worldkv.runs.settled import settle
 from worldkv.snapshot import restore, snapshot
 from worldkv.stats import MemoryStats, WorkerStats
+
+PIXEL_BYTES = 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Order:
     """A batch is written down after so many chunks each; 0: never."""
     patience_seconds: float = 120.0
     """For how long storage may refuse a finished batch."""
+    trace: Recorder | None = None
+    """Records what the sessions do; None: nobody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,10 @@ class Opened:
     """As Ray calls the node; '' outside a cluster."""
     memory: MemoryStats
     """Before anything was rolled out."""
+    facts: Facts
+    """What holds for all batches."""
+    domain: str
+    """What fails together with the node beyond itself, such as a rack: its label DOMAIN_LABEL, '' where it has none."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class Rolled:
     restarts: int
     """How many workers its slot had before."""
     whole: bool
-    """False where the worker was asked to stop."""
+    """False where the worker was asked to stop, or to suspend it."""
     at_fullest: MemoryStats
     """All lookups since the worker started, and each tier as full as it was at the end of some batch."""
     left: MemoryStats
@@ -105,6 +118,8 @@ class Worker:
             worker=str(slot), node=socket.gethostname(), tenant="", process=os.getpid(), restarts=restarts
         )
         self._stopping = threading.Event()
+        self._suspended: int | None = None
+        """Number of the batch that is to end early."""
         self._drawn: list[WorldTruth] = []
         self._fullest: MemoryStats | None = None
         self.meter = Meter()
@@ -116,6 +131,8 @@ class Worker:
         config = order.config.model_copy(update={"memory": of_slot(order.config.memory, self.slot)})
         self._stats = replace(self._stats, tenant=config.memory.tenant, doing="loading the model")
         self.order, self.config = order, config
+        if order.trace is not None:
+            self.meter = Meter(listener=order.trace)
         self.ledger = Ledger(order.ledger_url, order.job)
         self.model: RoomsModel = generate.load_model(config)
         self.ahead = outline(config, self.model)
@@ -123,8 +140,12 @@ class Worker:
         settle()
         empty = self.memory.stats()
         self._stats = replace(self._stats, doing="idle", model=self.model.name, work=self.meter.stats(empty))
-        node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-        return Opened(self.ahead, versions(), self._stats.node, node_id, empty)
+        there = ray.get_runtime_context() if ray.is_initialized() else None
+        node_id, labels = ("", {}) if there is None else (there.get_node_id(), there.get_node_labels())
+        on_gpu = self.model.device.type == "cuda" and there is not None
+        self._stats = replace(self._stats, gpus=tuple(int(i) for i in ray.get_gpu_ids()) if on_gpu else ())
+        where = versions(), self._stats.node, node_id
+        return Opened(self.ahead, *where, empty, self._facts(), str(labels.get(DOMAIN_LABEL, "")))
 
     def roll(self, batch: Batch) -> Rolled:
         """Roll a batch out, from its checkpoint where it has one that is of use, and keep it in the ledger.
@@ -135,14 +156,15 @@ class Worker:
         warnings: list[str] = []
         with closing(self._begin(batch)) as under_way:
             while not under_way.finished:
-                if self._stopping.is_set():
+                if self._stopping.is_set() or self._suspended == batch.number:
                     self._write_down(under_way)
                     return self._rolled(batch, warnings, whole=False)
                 self._advance(under_way, warnings)
             self._fullest = self.memory.stats().at_fullest(self._fullest)
             warnings += [*pin_faults(self.memory), *under_way.check_integrity()]
             self._stats = replace(self._stats, doing=f"saving {batch}")
-            finished = Finished(self.model.epoch, tuple(under_way.episodes()), under_way.took)
+            trace = "" if self.order.trace is None else self.order.trace.lines(under_way)
+            finished = Finished(self.model.epoch, tuple(under_way.episodes()), under_way.took, trace)
         patiently(
             lambda: self.ledger.put_finished(batch.number, finished),
             self.order.patience_seconds,
@@ -154,6 +176,10 @@ class Worker:
     def stop(self) -> None:
         """End the batch under way at its next chunk, written down; nothing more is rolled out."""
         self._stopping.set()
+
+    def suspend(self, number: int) -> None:
+        """End this batch at its next chunk, written down, if it is under way; others may follow it."""
+        self._suspended = number
 
     def snapshot(self) -> WorkerStats:
         """How it stands; answers at once."""
@@ -186,6 +212,8 @@ class Worker:
         self._stats = replace(
             self._stats, batch=batch.number, doing=str(batch), sessions=sessions, chunk=0, chunks=self.ahead.chunks
         )
+        if self.order.trace is not None:
+            self.order.trace.forget(batch.keys)
         if tuple(world.seed for world in self._drawn) != batch.seeds:
             self._drawn = [self.draw(seed) for seed in batch.seeds]
         return self._restored(batch) or self._rollout(batch).begin(self.memory)
@@ -196,7 +224,9 @@ class Worker:
     def _restored(self, batch: Batch) -> BatchRollout | None:
         """The batch from its checkpoint; None where it has none that fits."""
         try:
-            found = self.ledger.checkpoint(batch.number) if self._may_checkpoint(batch) else None
+            found = (
+                self.ledger.checkpoint(batch.number) if self._may_checkpoint(batch.policy, len(batch.seeds)) else None
+            )
         except OutputError as fault:
             self._count_refusal(fault)
             return None
@@ -228,18 +258,31 @@ class Worker:
         if every and len(under_way.records) % every == 0 and not under_way.finished:
             self._write_down(under_way)
 
-    def _may_checkpoint(self, batch: Batch) -> bool:
-        chunks = self.ahead.chunks * len(batch.seeds)
-        exact = is_exact(self.config.memory, self.model.geometry, parse_policy(batch.policy), chunks)
+    def _may_checkpoint(self, policy: str, sessions: int) -> bool:
+        chunks = self.ahead.chunks * sessions
+        exact = is_exact(self.config.memory, self.model.geometry, parse_policy(policy), chunks)
         return exact and self.order.checkpoint_chunks > 0
+
+    def _facts(self) -> Facts:
+        config, model = self.config, self.model
+        parsed = {text: parse_policy(text) for text in config.policies}
+        size = {text: policy.retrieved_chunks * chunk_bytes(model.geometry, policy) for text, policy in parsed.items()}
+        frames = self.ahead.chunks * model.geometry.chunk_latent_frames * model.video_frames_per_latent
+        return Facts(
+            config.memory.tenant,
+            window_bytes={text: nbytes * config.batch_sessions for text, nbytes in size.items()},
+            resumable=tuple(text for text in config.policies if self._may_checkpoint(text, config.batch_sessions)),
+            world_bytes=frames * prod(model.latent_shape[1:]) * PIXEL_BYTES,
+        )
 
     def _write_down(self, under_way: BatchRollout) -> None:
         """A checkpoint that storage refuses is left out: it only saves time."""
-        if not self._may_checkpoint(under_way.batch) or not under_way.records:
+        batch = under_way.batch
+        if not self._may_checkpoint(batch.policy, len(batch.seeds)) or not under_way.records:
             return
         data = pack_checkpoint(self.model.epoch, [snapshot(one) for one in under_way.sessions], under_way.records)
         try:
-            self.ledger.put_checkpoint(under_way.batch.number, data)
+            self.ledger.put_checkpoint(batch.number, data)
             self._stats = replace(self._stats, checkpoints=self._stats.checkpoints + 1)
         except OutputError as fault:
             self._count_refusal(fault)
@@ -248,7 +291,7 @@ class Worker:
         self._stats = replace(self._stats, storage_failures=self._stats.storage_failures + 1, doing=str(fault))
 
     def _rolled(self, batch: Batch, warnings: list[str], *, whole: bool) -> Rolled:
-        left = self.memory.stats()
+        left, self._suspended = self.memory.stats(), None
         self._stats = replace(self._stats, batch=None, doing="idle", sessions=0, chunk=0, work=self.meter.stats(left))
         at_fullest = left.at_fullest(self._fullest)
         return Rolled(batch.number, self._stats.restarts, whole, at_fullest, left, tuple(dict.fromkeys(warnings)))

@@ -46,6 +46,9 @@ def check_cluster(view: ClusterView) -> None:
     numbers = {worker.worker: number for number, worker in enumerate(view.workers)}
     if len(numbers) != len(view.workers):
         raise SnapshotError(f"worker {_first_double(w.worker for w in view.workers)} is listed twice")
+    for worker in view.workers:
+        if not 0 < worker.speed < np.inf:
+            raise SnapshotError(f"worker {worker.worker}: speed={worker.speed}: must be above 0 and finite")
     views = view.running.views
     where = {running.session: running for running in views}
     if len(where) != len(views):

@@ -10,12 +10,22 @@ Shapes: P pending sessions, T tenants, R = 3 resources (slots, bytes of device a
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from scheduler.snapshot import ClusterView, Floats, Ints, PendingTable, Resources, RunningTable, TenantView
+from scheduler.snapshot import (
+    Bools,
+    ClusterView,
+    Floats,
+    Ints,
+    PendingTable,
+    Resources,
+    RunningTable,
+    TenantView,
+)
 
 STARVING_SECONDS = 120.0
 """A session that waited so long goes to the head of its tenant's queue, and a sharded one has a node kept free: a
@@ -34,7 +44,8 @@ class Service(NamedTuple):
 def service_order(view: ClusterView, total: Resources, starving_seconds: float = STARVING_SECONDS) -> Service:
     """Numbers of pending sessions in the order in which they should be placed; those beyond a limit are left out.
 
-    First those within their tenant's reservation, then by dominant share. O(P log P).
+    First those within their tenant's reservation, then by dominant share, of equal ones who waits for longest.
+    O(P log P).
     """
     pending, tenants = view.pending, view.pending.tenants
     if not len(pending):
@@ -52,7 +63,7 @@ def service_order(view: ClusterView, total: Resources, starving_seconds: float =
     limit_T = np.array([np.inf if one.limit_slots is None else one.limit_slots for one in entitled])
     within_P = before_3P[0] + needs_3P[0] <= limit_T[tenant_P]
     # Stable, and queues are sorted: equal sessions are served in the same order on every machine.
-    order_P = np.lexsort((share_P, ~reserved_P))
+    order_P = np.lexsort((pending.waits_since_P[queue_P], share_P, ~reserved_P))
     served_P = order_P[within_P[order_P]]
     return Service(queue_P[served_P], int(reserved_P[served_P].sum()))
 
@@ -63,6 +74,30 @@ def used_by_tenant(running: RunningTable, tenants: Sequence[str]) -> Floats:
     used_3t = [np.bincount(running.tenant_R, one_R, len(running.tenants)) for one_R in needs_3R]
     used = dict(zip(running.tenants, np.stack(used_3t, axis=1), strict=True))
     return np.array([used.get(tenant, np.zeros(3)) for tenant in tenants]).reshape(-1, 3)
+
+
+def held_slots(running: RunningTable) -> Counter[str]:
+    """Tenant -> slots that its sessions hold; those that are leaving count no more."""
+    slots_R = running.gang_R * running.needs_R3[:, 0] * ~running.leaving_R
+    return _by_tenant(running.tenants, running.tenant_R, slots_R)
+
+
+def asked_slots(pending: PendingTable, which_P: Bools) -> Counter[str]:
+    """Tenant -> slots that these of its waiting sessions ask for."""
+    return _by_tenant(pending.tenants, pending.tenant_P, pending.gang_P * pending.needs_P3[:, 0] * which_P)
+
+
+def rows_of(pending: PendingTable, rows: Collection[int]) -> Bools:
+    """A mask of these rows, [P]."""
+    mask_P = np.zeros(len(pending), bool)
+    mask_P[list(rows)] = True
+    return mask_P
+
+
+def unused_reservations(view: ClusterView, placed: Collection[int]) -> int:
+    """Slots that stay free for tenants that do not want them now, once these rows are placed."""
+    held = held_slots(view.running) + asked_slots(view.pending, rows_of(view.pending, placed))
+    return sum(max(0, entitled.reserved_slots - held[tenant]) for tenant, entitled in view.tenants.items())
 
 
 def fair_slots(demand: Mapping[str, int], tenants: Mapping[str, TenantView], slots: int) -> dict[str, float]:
@@ -114,3 +149,8 @@ def _earlier_in_queue(needs_3P: Floats, tenant_P: Ints) -> Floats:
     first_T = np.searchsorted(tenant_P, np.arange(tenant_P[-1] + 1), side="left").clip(0, len(tenant_P) - 1)
     earlier_3P: Floats = running_3P - running_3P[:, first_T][:, tenant_P]
     return earlier_3P
+
+
+def _by_tenant(tenants: Sequence[str], tenant_N: Ints, slots_N: Ints) -> Counter[str]:
+    total_T = np.bincount(tenant_N, slots_N, len(tenants)).astype(np.int64)
+    return Counter({tenant: count for tenant, count in zip(tenants, total_T.tolist(), strict=True) if count})

@@ -12,25 +12,22 @@ Shapes: P pending sessions.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from scheduler.contradictions import check_cluster
-from scheduler.fairness import STARVING_SECONDS, fair_slots, service_order
+from scheduler.fairness import STARVING_SECONDS, rows_of, service_order, unused_reservations
 from scheduler.floor import Floor
-from scheduler.snapshot import Bools, ClusterView, Ints, PendingTable
+from scheduler.giving_way import PATIENCE_SECONDS, who_gives_way
+from scheduler.snapshot import ClusterView, Ints, PendingTable
 
 NEAR_BYTES_PER_SECOND = 1e9
 """Between nodes: what moving a session's chunks to another worker costs. Taken, not measured: the cluster's own figure
 belongs here."""
 LOAD_SECONDS = 30.0
 """What one more session on the same worker costs over its life: each makes its chunks the slower."""
-PATIENCE_SECONDS = 5.0
-"""A tenant below its share that waits longer has others' sessions give way at their next chunk boundary: longer than a
-chunk takes, so that what is about to end is not cut off."""
 BATCHES = 4
 """Each as many of the waiting sessions as there are slots left for: where the first find no room, sharded ones say,
 those behind them may. The others wait for the next round."""
@@ -68,14 +65,14 @@ def plan_placement(view: ClusterView, settings: PlacementSettings | None = None)
     order_P, reserved = service_order(view, floor.total, settings.starving_seconds)
     kept_free = _keep_free(view, order_P, floor, settings)
     placed = _place(pending, order_P[:reserved], floor, settings)
-    floor.free_slots -= _unused_reservations(view, _mask(pending, placed))
+    floor.free_slots -= unused_reservations(view, placed)
     placed |= _place(pending, order_P[reserved:], floor, settings)
-    placed_P = _mask(pending, placed)
+    placed_P = rows_of(pending, placed)
     gangs = int((~placed_P[order_P] & (pending.gang_P[order_P] > 1)).sum())
     waiting = {"limit": len(pending) - len(order_P), "gang": gangs, "room": len(order_P) - len(placed) - gangs}
     return PlacementPlan(
         tuple((pending.session_P[row], placed[row]) for row in order_P[placed_P[order_P]].tolist()),
-        _suspended(view, placed_P, floor.total.slots, settings),
+        who_gives_way(view, placed, floor.total.slots, settings.patience_seconds),
         kept_free,
         {why: count for why, count in waiting.items() if count},
     )
@@ -99,21 +96,6 @@ def _place(
         placed |= near
         placed |= _place_plain(pending, [row for row in singles if row not in near], floor)
     return placed
-
-
-def _mask(pending: PendingTable, placed: Mapping[int, object]) -> Bools:
-    """Which rows were placed, [P]."""
-    placed_P = np.zeros(len(pending), bool)
-    placed_P[list(placed)] = True
-    return placed_P
-
-
-def _unused_reservations(view: ClusterView, placed_P: Bools) -> int:
-    """Slots that stay free for tenants that do not want them now."""
-    running, pending = view.running, view.pending
-    held = _by_tenant(running.tenants, running.tenant_R, running.gang_R * running.needs_R3[:, 0] * ~running.leaving_R)
-    held += _by_tenant(pending.tenants, pending.tenant_P, pending.gang_P * pending.needs_P3[:, 0] * placed_P)
-    return sum(max(0, entitled.reserved_slots - held[tenant]) for tenant, entitled in view.tenants.items())
 
 
 def _place_gangs(pending: PendingTable, rows: Sequence[int], floor: Floor) -> dict[int, tuple[str, ...]]:
@@ -166,43 +148,3 @@ def _keep_free(view: ClusterView, order_P: Ints, floor: Floor, settings: Placeme
     for row in order_P[starving_P[order_P]].tolist():
         floor.keep_free(pending.needs_P3[row].tolist(), int(pending.gang_P[row]), pending.session_P[row])
     return floor.kept_free
-
-
-def _suspended(view: ClusterView, placed_P: Bools, slots: int, settings: PlacementSettings) -> tuple[str, ...]:
-    """Who gives way: the latest started of the tenants that have most beyond their share, for those below theirs."""
-    pending = view.pending
-    needs_P = pending.gang_P * pending.needs_P3[:, 0]
-    impatient_P = ~placed_P & (view.now_seconds - pending.waits_since_P > settings.patience_seconds)
-    urgent = _by_tenant(pending.tenants, pending.tenant_P, needs_P * impatient_P)
-    if not urgent.total():
-        return ()
-    running = view.running
-    slots_R = running.gang_R * running.needs_R3[:, 0]
-    leaving = int((slots_R * running.leaving_R).sum())
-    held = _by_tenant(running.tenants, running.tenant_R, slots_R * ~running.leaving_R)
-    held += _by_tenant(pending.tenants, pending.tenant_P, needs_P * placed_P)
-    wanted = held + _by_tenant(pending.tenants, pending.tenant_P, needs_P * ~placed_P)
-    for tenant, entitled in view.tenants.items():
-        wanted[tenant] = max(wanted[tenant], entitled.reserved_slots)
-    fair = fair_slots(wanted, view.tenants, slots)
-    # Whole slots: a share of 2.5 is met by 2. Room that others are leaving goes to whoever has the smallest share.
-    owed = sum(max(0, min(count, int(fair[tenant]) - held[tenant])) for tenant, count in urgent.items()) - leaving
-    giving = {tenant: count - int(np.ceil(fair[tenant])) for tenant, count in held.items() if count > fair[tenant]}
-    if owed <= 0 or not giving:
-        return ()
-    chosen: list[str] = []
-    # Stable: of those that started together the later in the table.
-    for row in np.argsort(running.started_R, kind="stable")[::-1].tolist():
-        one, needs = running.views[row], int(slots_R[row])
-        if not one.leaving and needs <= giving.get(one.tenant, 0):
-            chosen.append(one.session)
-            giving[one.tenant] -= needs
-            owed -= needs
-            if owed <= 0:
-                break
-    return tuple(chosen)
-
-
-def _by_tenant(tenants: Sequence[str], tenant_N: Ints, slots_N: Ints) -> Counter[str]:
-    total_T = np.bincount(tenant_N, slots_N, len(tenants)).astype(np.int64)
-    return Counter({tenant: count for tenant, count in zip(tenants, total_T.tolist(), strict=True) if count})

@@ -156,6 +156,8 @@ class WorkerView:
     """Takes no new sessions; those it has should leave."""
     domain: str = ""
     """Failure domain beyond the node, such as a rack; empty: the node itself."""
+    speed: float = 1.0
+    """Chunks that it makes while an ordinary worker makes one."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,10 @@ class RunningView:
     """Bytes that a move takes along: those of its chunks that lie on the worker alone."""
     leaving: bool = False
     """Told to give up its workers at its next chunk boundary; it still has them."""
+    may_leave: bool = True
+    """Whether it could go on elsewhere from where it is: one that could not is neither moved nor gives way."""
+    boundary_seconds: float = 0.0
+    """When its next chunk is done, as far as that is known: then it could leave."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +203,8 @@ class RunningTable:
     leaving_R: Bools = field(default_factory=lambda: np.empty(0, bool))
     started_R: Floats = field(default_factory=lambda: np.empty(0))
     """Seconds."""
+    boundary_R: Floats = field(default_factory=lambda: np.empty(0))
+    """Seconds."""
 
 
 def running_table(running: Iterable[RunningView]) -> RunningTable:
@@ -216,6 +224,7 @@ def running_table(running: Iterable[RunningView]) -> RunningTable:
         tenant_R=np.array([number_of[one.tenant] for one in views], np.int64),
         leaving_R=np.array([one.leaving for one in views], bool),
         started_R=np.array([one.started_seconds for one in views], np.float64),
+        boundary_R=np.array([one.boundary_seconds for one in views], np.float64),
     )
 
 

@@ -203,6 +203,10 @@ class WorkerStats:
     """Writes to durable storage that failed; each was tried again, or a checkpoint was left out."""
     restarts: int = 0
     """How many workers this slot had before."""
+    gpus: tuple[int, ...] = ()
+    """Indices on its node of those that it computes on."""
+    age_seconds: float = 0.0
+    """Since it said all this; filled in by whoever asked it."""
     model: str = ""
     work: WorkStats | None = None
     """All since the worker started; None: it has no model yet."""

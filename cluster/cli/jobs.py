@@ -95,6 +95,7 @@ def resume(
     wait: options.WaitOption = False,
     per_worker: options.WorkersShown = False,
     exporter: options.ExporterOption = None,
+    trace: options.TraceOption = None,
 ) -> None:
     """Go on with a job whose driver was stopped, cancelled or killed; the dataset gets the bytes of an undisturbed one.
 
@@ -104,7 +105,7 @@ def resume(
 
     ledger = _ledger(jobs, job)
     record = _record(ledger)
-    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter)
+    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter, trace)
     if record.kind == "play":
         playing.carry_out(record, place, resume=True, again=options.resume_command(record, ledger.url))
         return

@@ -31,6 +31,9 @@ def up(
     cpus: Annotated[int | None, typer.Option(min=0, help="None: all cores.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="None: all that Ray finds.")] = None,
     store_mib: Annotated[int, typer.Option("--store-mib", min=80, help="Object store of this node.")] = 256,
+    domain: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What fails together with this node, such as its rack.")
+    ] = None,
 ) -> None:
     """Start a node in the background: the head of a new cluster, or, with --join, one more.
 
@@ -47,7 +50,7 @@ def up(
     if token_file is None and not environment.is_loopback(host) and "RAY_AUTH_MODE" not in os.environ:
         raise ClusterError(f"--host {host}: whoever reaches it could run anything here; give it a --token-file")
     _authenticate(token_file, join or host)
-    wanted = nodes.NodeWanted(host, None if join else port, join, cpus, gpus, store_mib)
+    wanted = nodes.NodeWanted(host, None if join else port, join, cpus, gpus, store_mib, domain)
     address = join or f"{host}:{port}"
     if join is not None and environment.is_loopback(join.partition(":")[0]):
         raise ClusterError(f"--join {join}: a head on the loopback device stays alone; start it with another --host")
@@ -73,11 +76,12 @@ def status(address: AddressOption = DEFAULT_ADDRESS, token_file: TokenOption = N
     _authenticate(token_file, address)
     from cluster.connection import every_node, joined
     from cluster.gate import answer, find_gate
+    from cluster.nodes import DOMAIN_LABEL
 
     nodes, tenants = Table(title=f"cluster {address}", title_justify="left"), Table()
-    for name in ("node", "address", "state", "CPUs", "GPUs"):
+    for name in ("node", "address", "state", "CPUs", "GPUs", "domain"):
         nodes.add_column(name)
-    for name in ("tenant", "sessions", "of", "waiting batches"):
+    for name in ("tenant", "sessions", "of", "waiting batches", "oldest waits s", "others waited s"):
         tenants.add_column(name)
     with joined(address):
         keeper = find_gate()
@@ -85,9 +89,12 @@ def status(address: AddressOption = DEFAULT_ADDRESS, token_file: TokenOption = N
         for node in every_node():
             state = "dead" if not node["Alive"] else "draining" if node["NodeID"] in leaving else "alive"
             counts = [f"{node['Resources'].get(kind, 0):g}" for kind in ("CPU", "GPU")]
-            nodes.add_row(node["NodeID"][:12], node["NodeManagerAddress"], state, *counts)
-        for name, held, limit, waiting in [] if keeper is None else answer(keeper.figures.remote()):
-            tenants.add_row(name, str(held), "-" if limit is None else str(limit), str(waiting))
+            domain = node.get("Labels", {}).get(DOMAIN_LABEL, "-")
+            nodes.add_row(node["NodeID"][:12], node["NodeManagerAddress"], state, *counts, domain)
+        for one in [] if keeper is None else answer(keeper.figures.remote()):
+            limit = "-" if one.limit is None else str(one.limit)
+            waits = f"{one.oldest_wait_seconds:.0f}", f"{one.waits.seconds / max(1, one.waits.count):.1f}"
+            tenants.add_row(one.tenant, str(one.sessions), limit, str(one.waiting), *waits)
     Console().print(nodes)
     if tenants.row_count:
         Console().print(tenants)

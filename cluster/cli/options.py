@@ -15,7 +15,8 @@ import typer
 from worldkv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cluster.jobs import Gate, Settings
+    from cluster.assigning import Gate
+    from cluster.jobs import Settings
     from cluster.ledger import JobRecord
     from worldkv.config import RunConfig
 
@@ -48,6 +49,10 @@ ExporterOption = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="Serve metrics there meanwhile, for Prometheus and `worldkv top`."),
 ]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Record what the sessions do there, for `worldkv simulate --trace`."),
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Place:
     wait: bool
     per_worker: bool
     exporter: str | None
+    trace: Path | None
 
 
 def jobs_url(place: str | None, output: Path) -> str:
@@ -111,8 +117,8 @@ def gate(place: Place, record: JobRecord, sessions: int) -> Gate:
     Raises JobError.
     """
     from cluster.admission import Applicant
+    from cluster.assigning import OpenGate
     from cluster.gate import ClusterGate, find_gate
-    from cluster.jobs import OpenGate
 
     keeper = find_gate() if place.address is not None else None
     if keeper is None:
@@ -142,4 +148,5 @@ def _settings(place: Place, config: RunConfig) -> Settings:
         gpus_per_worker=1 if on_gpu else 0,
         checkpoint_chunks=place.checkpoint,
         tries=place.tries,
+        trace=place.trace,
     )

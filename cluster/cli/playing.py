@@ -39,6 +39,8 @@ def carry_out(record: JobRecord, place: Place, *, resume: bool, again: str) -> N
 
     if place.workers is not None:
         raise ConfigError(f"--workers {place.workers}: a world is played by as many as model.ranks says; leave it out")
+    if place.trace is not None:
+        raise ConfigError(f"--trace {place.trace}: the world of a published model leaves none; leave it out")
     config = absolute_play(record.play_config(), Path(record.base))
     play.check_video(config.video)
     play.prepare(config)

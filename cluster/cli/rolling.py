@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cluster.ledger import JobRecord, JobState
     from worldkv.cli.progress import Bar
     from worldkv.config import RunConfig
+    from worldkv.runs.batch import BatchRollout
     from worldkv.runs.generate import Generated
     from worldkv.stats import WorkerStats
 
@@ -41,6 +42,7 @@ def rollout(
     wait: options.WaitOption = False,
     per_worker: options.WorkersShown = False,
     exporter: options.ExporterOption = None,
+    trace: options.TraceOption = None,
 ) -> None:
     """Roll out worlds under several memory policies and compare them.
 
@@ -50,10 +52,10 @@ def rollout(
 
     `worldkv rollout configs/demo.yaml --set worlds.count=1 --set output.folder=runs/one`
     """
-    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter)
+    place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter, trace)
     if rolling.of_published_model(config, set_ or []):
         played, command = rolling.resolve_play(config, set_ or [], dry_run=dry_run)
-        if in_process:
+        if in_process and trace is None:
             rolling.play_in_process(played, resume=resume)
         else:
             playing.submit(played, command, place, resume=resume, priority=priority)
@@ -61,8 +63,12 @@ def rollout(
     resolved, command = rolling.resolve(config, set_ or [], dry_run=dry_run)
     if in_process and exporter is not None:
         raise ConfigError(f"--exporter {exporter}: metrics are served for a job on workers; leave out --in-process")
+    if trace is not None:
+        from cluster.recording import check_replayable
+
+        check_replayable(resolved, trace)
     if in_process:
-        rolling.in_process(resolved, command, resume=resume)
+        _in_process(resolved, command, trace, resume=resume)
         return
     from cluster.ledger import new_record
     from worldkv.runs import folder as run_folder
@@ -106,6 +112,26 @@ def carry_out(record: JobRecord, config: RunConfig, place: Place, *, resume: boo
     with stoppable(f"what was committed stays; go on with: {again}"):
         rolling.report(config, record.command, make)
     _tell(outcomes[0], options.resume_command(record, options.jobs_url(place.jobs, config.output.folder)))
+
+
+def _in_process(config: RunConfig, command: str, trace: Path | None, *, resume: bool) -> None:
+    if trace is None:
+        rolling.in_process(config, command, resume=resume)
+        return
+    from contextlib import closing
+
+    from cluster.recording import Recorder, TraceLog
+    from worldkv.runs import folder as run_folder
+    from worldkv.runs.meter import Meter
+
+    run_folder.check(config, resume=resume)
+    recorder = Recorder()
+    with closing(TraceLog(trace).open(resume=resume)) as log:
+
+        def rolled(under_way: BatchRollout) -> None:
+            log.add(recorder.lines(under_way))
+
+        rolling.in_process(config, command, resume=resume, meter=Meter(listener=recorder), rolled=rolled)
 
 
 def _tell(outcome: Outcome, again: str) -> None:

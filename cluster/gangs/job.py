@@ -18,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from cluster.admission import Asked
+from cluster.assigning import Gate, OpenGate
 from cluster.gangs.gang import Failed, Gang, Lost, Played, Seats
 from cluster.gangs.keeping import Keeping, Shown
 from cluster.gangs.rank import PlayOrder, Rank
-from cluster.jobs import Gate, OpenGate, check_versions
+from cluster.jobs import check_versions
 from cluster.ledger import JobRecord, JobState, Ledger, Standing
 from cluster.places import absolute_play
 from cluster.sharding import check_details
@@ -162,7 +164,7 @@ class PlayJob:
                     check_versions(one.node, one.versions)
             self._stats = stats
             self._tell("running", doing)
-            self._leaving |= self.gate.draining()
+            self._leaving |= self.gate.wishes().nodes
             return self._cancelled or any(one.node_id in self._leaving for one in gang.opened)
 
         try:
@@ -172,9 +174,9 @@ class PlayJob:
 
     def _admitted(self) -> bool:
         """Wait for the gate; False where the job is cancelled first."""
-        while waits_for := self.gate.ask(0, 1):
+        while waits_for := self.gate.ask({0: Asked(sessions=1)})[0]:
             self._tell("running", waits_for)
-            self.gate.draining()  # this is how it knows that the driver lives
+            self.gate.wishes()  # this is how it knows that the driver lives
             if self._cancelled:
                 return False
             time.sleep(ASK_SECONDS)

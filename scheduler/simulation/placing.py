@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from scheduler.placement import PlacementSettings, plan_placement
 from scheduler.rebalancing import plan_moves
 from scheduler.simulation.engine import World
@@ -80,10 +82,11 @@ class Rounds:
 
     def _round(self, world: World, now: float) -> None:
         self._planned = False
+        boundary_R = np.array([world.lives[number].due_seconds for number in self._running], np.float64)
         view = ClusterView(
             now,
             self.workers,
-            running_table(self._running.values()),
+            replace(running_table(self._running.values()), boundary_R=boundary_R),
             pending_table(self._pending.values()),
             self._tenants,
         )

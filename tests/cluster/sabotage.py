@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cluster.worker import Worker
 from worldkv.results import WorldTruth
-from worldkv.runs.batch import BatchRollout
+from worldkv.rollout import ChunkRecord
+from worldkv.runs.batch import Batch, BatchRollout
 from worldkv.stats import WorkerStats
 
 STEP_SECONDS = 0.05
@@ -22,6 +23,22 @@ class SlowWorker(Worker):
     def _advance(self, under_way: BatchRollout, warnings: list[str]) -> None:
         time.sleep(STEP_SECONDS)
         super()._advance(under_way, warnings)
+
+
+class LameRollout(BatchRollout):
+    """Every chunk takes very long to make."""
+
+    def step(self) -> list[ChunkRecord]:
+        time.sleep(10 * STEP_SECONDS)
+        return super().step()
+
+
+class LameWorker(Worker):
+    """The first one of a job is lame."""
+
+    def _rollout(self, batch: Batch) -> BatchRollout:
+        kind = BatchRollout if self.slot else LameRollout
+        return kind(self.config, self.model, batch, self._drawn, self.meter)
 
 
 class PoisonedWorker(Worker):

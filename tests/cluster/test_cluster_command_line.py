@@ -161,7 +161,7 @@ def address(worldkv, tmp_path) -> Iterator[str]:
     (tmp_path / "tenants.yaml").write_text("tenants: [{name: default}, {name: none, sessions: 0}]\n")
     up = worldkv(
         *("cluster", "up", "--port", "6437", "--cpus", "2", "--store-mib", "80"),
-        *("--tenants", "tenants.yaml", "--token-file", "token"),
+        *("--tenants", "tenants.yaml", "--token-file", "token", "--domain", "rack-1"),
     )
     try:
         assert up.returncode == 0, up.stderr
@@ -186,6 +186,7 @@ def test_a_cluster_with_a_token_and_tenants_runs_jobs_of_those_who_may(
     status = worldkv("cluster", "status", "--address", address, "--token-file", "token")
     assert status.returncode == 0, status.stderr
     assert "alive" in status.stdout
+    assert "rack-1" in status.stdout
     unknown = error_line(worldkv("cluster", "drain", "zzz", "--address", address, "--token-file", "token"))
     assert "node 'zzz': 0 living nodes are called so" in unknown
     wrong = error_line(worldkv(*words, "--address", address, RAY_AUTH_TOKEN="guess", RAY_AUTH_MODE="token"))

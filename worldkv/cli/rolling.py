@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from worldkv.cli.progress import Bar
     from worldkv.config import RunConfig
     from worldkv.results import RunResult
-    from worldkv.runs.generate import Generated
+    from worldkv.runs.generate import Generated, Rolled
+    from worldkv.runs.meter import Meter
     from worldkv.runs.play_config import PlayConfig
     from worldkv.stats import MemoryStats
 
@@ -116,14 +117,23 @@ def tell_played(chunks: int, retrieved: int, seconds: float, video: Path) -> Non
     typer.echo(f"watch    {video}")
 
 
-def in_process(config: RunConfig, command: str, *, resume: bool) -> None:
-    """Roll out here and now, and tell of it."""
+def in_process(
+    config: RunConfig,
+    command: str,
+    *,
+    resume: bool,
+    meter: Meter | None = None,
+    rolled: Rolled = lambda under_way: None,
+) -> None:
+    """Roll out here and now, and tell of it; `meter` and `rolled` as `generate` has them."""
     from worldkv.cli.stopping import stoppable
 
     def make(progress: Bar) -> Generated:
         from worldkv.runs import generate
 
-        return generate.generate(config, resume=resume, progress=progress.step, warn=progress.warn)
+        return generate.generate(
+            config, resume=resume, progress=progress.step, warn=progress.warn, meter=meter, rolled=rolled
+        )
 
     with stoppable(f"what was committed stays; go on with: {command} --resume"):
         report(config, command, make)

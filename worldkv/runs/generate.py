@@ -35,6 +35,7 @@ Progress = Callable[[str, int, int], None]
 """(what is in work, chunks done, chunks in all)"""
 Warn = Callable[[str], None]
 """(what does not go as it should, and what to do about it)"""
+Rolled = Callable[[BatchRollout], None]
 
 
 def load_model(config: RunConfig) -> RoomsModel:
@@ -68,10 +69,12 @@ def generate(
     progress: Progress = lambda name, done, total: None,
     warn: Warn = lambda text: None,
     meter: Meter | None = None,
+    rolled: Rolled = lambda under_way: None,
 ) -> Generated:
     """Roll out what the configuration asks for into its output folder.
 
-    Committed episodes survive any interruption; `resume` continues after them. Whatever can be known to fail does
+    Committed episodes survive any interruption; `resume` continues after them. `rolled` is told of every batch that was
+    rolled out, while its sessions are still open. Whatever can be known to fail does
     so before any folder is touched. Raises the errors of `run_folder.claim`, of loading weights and
     trajectories, of `open_memory`, and OutputError on a full disk.
     """
@@ -84,7 +87,7 @@ def generate(
     with closing(open_memory(config.memory, model, listener=meter.listener)) as memory, settled():
         folder = run_folder.claim(config, resume=resume)
         with open_dataset(folder, ahead, resume=resume) as writer:
-            work = _Work(config, model, ahead.chunks, writer, memory, folder, progress, warn, meter)
+            work = _Work(config, model, ahead.chunks, writer, memory, folder, progress, warn, meter, rolled)
             kept = len(writer.committed_keys)
             for batch in batches(config):
                 work.roll(batch)
@@ -111,6 +114,7 @@ class _Work:
     progress: Progress
     warn: Warn
     meter: Meter
+    rolled: Rolled
     done: int = 0
     """Chunks of each batch that is behind us."""
     fullest: MemoryStats | None = None
@@ -144,6 +148,7 @@ class _Work:
             self._note_memory()
             self._warn_of(under_way.check_integrity())
             episodes = under_way.episodes()
+            self.rolled(under_way)
         add_timings(self.folder, batch, under_way.took)
         return episodes
 

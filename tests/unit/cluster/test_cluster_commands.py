@@ -116,4 +116,4 @@ def test_the_example_of_tenants_is_one():
 
     root = Path(__file__).resolve().parents[3]
     names = [tenant.name for tenant in load_as(TenantsConfig, root / "configs/cluster/tenants.yaml").tenants]
-    assert names == ["default", "simulation", "visitors"]
+    assert names == ["default", "simulation", "interactive", "visitors"]

@@ -57,8 +57,8 @@ def assert_equal(one: object, other: object) -> None:
 
 def test_a_finished_batch_comes_back_exactly():
     took = Took(6, 0.25, StageSeconds({"denoise": 0.2}))
-    found = unpack_finished(pack_finished(Finished("weights-a", (episode(0), episode(7)), took)))
-    assert (found.epoch, found.took) == ("weights-a", took)
+    found = unpack_finished(pack_finished(Finished("weights-a", (episode(0), episode(7)), took, "a line\n")))
+    assert (found.epoch, found.took, found.trace) == ("weights-a", took, "a line\n")
     assert_equal(episode(0), found.episodes[0])
     assert_equal(episode(7), found.episodes[1])
 

@@ -1,11 +1,16 @@
 """How a job's workers look to monitoring."""
 
+from dataclasses import replace
+
 import pytest
 
+from cluster.chunks.connect import Overview
 from cluster.ledger import JobState
-from cluster.watching import exported, snapshot_of
-from worldkv.errors import ConfigError
-from worldkv.stats import MemoryStats, WorkerStats, WorkStats
+from cluster.watching import Watcher, exported, snapshot_of
+from monitoring.snapshot import GpuStats
+from worldkv.config import load
+from worldkv.errors import ConfigError, TransferError
+from worldkv.stats import Durations, MemoryStats, WorkerStats, WorkStats
 
 STATE = JobState("running", told=5.0, driver="here:1", episodes=3, wanted=8)
 
@@ -43,6 +48,53 @@ def test_the_job_is_told_in_the_words_of_monitoring(record, standing, state):
     job = JobState(standing, told=5.0, driver="here:1", episodes=3, wanted=8)
     (told,) = snapshot_of(record, [worker("0", restarts=2)], job).jobs
     assert (told.state, told.committed, told.episodes_wanted, told.retried) == (state, 3, 8, 2)
+
+
+def test_the_queue_and_the_quotas_of_the_tenant_are_told(record):
+    config = (
+        "memory.tiers=[{name: device, capacity_mib: 64}]",
+        "memory.shares=[{tier: device, tenant: lab, limit_mib: 8}]",
+    )
+    record = replace(record, tenant="lab", config=load(None, [*config, "memory.tenant=lab"]).to_yaml())
+    counts = (0, 2, *Durations().counts[2:])
+    state = replace(STATE, queued=6, oldest_wait_seconds=2.5, wait_counts=counts, wait_seconds=0.004, aside=1)
+    snapshot = snapshot_of(record, [], replace(state, idle_seconds=7.0))
+    (tenant,) = snapshot.tenants
+    assert (tenant.tenant, tenant.queued, tenant.oldest_wait_seconds) == ("lab", 6, 2.5)
+    assert (tenant.waits.count, tenant.waits.seconds) == (2, 0.004)
+    assert tenant.limit_bytes == {"device": 8 * 2**20}
+    assert (snapshot.jobs[0].failed, snapshot.jobs[0].idle_seconds) == (1, 7.0)
+
+
+@pytest.fixture
+def shared(record):
+    """A job whose memory has a tier that all nodes share."""
+    return replace(record, config=load(None, ["memory.tiers=[{name: node, capacity_mib: 64}]"]).to_yaml())
+
+
+def test_the_copies_of_a_shared_tier_are_asked_for_now_and_then(shared):
+    told, asked, now = [], [], iter([0.0, 3.0, 10.0, 20.0])
+
+    def ask(settings):
+        asked.append(settings)
+        if len(asked) == 3:
+            raise TransferError("no directory of chunks answers")
+        return Overview({}, pending_bytes=100 * len(asked), lag_seconds=1.5)
+
+    watcher = Watcher(shared, told.append, lambda indices: (), ask, clock=lambda: next(now))
+    for _ in range(4):
+        watcher([], STATE)
+    assert [one.replication_pending_bytes for one in told] == [100, 100, 200, None]
+    assert [one.replication_lag_seconds for one in told] == [1.5, 1.5, 1.5, None]
+
+
+def test_the_gpus_of_workers_on_this_machine_are_read_and_no_others(record):
+    told = []
+    watcher = Watcher(record, told.append, lambda indices: tuple(GpuStats(i, "gpu") for i in indices), here="node-a")
+    elsewhere = replace(worker("2", gpus=(0,)), node="node-b")
+    watcher([worker("0", gpus=(3,)), worker("1"), elsewhere], STATE)
+    assert [[gpu.index for gpu in one.gpus] for one in told[0].workers] == [[3], [], []]
+    assert told[0].replication_lag_seconds is None
 
 
 def test_nothing_is_served_unless_somebody_asks(record):

@@ -47,6 +47,10 @@ def test_equal_tenants_are_served_in_turn_however_long_their_queues():
     assert Counter(name[0] for name in first) == {"f": 3, "q": 3}
 
 
+def test_of_equal_shares_who_waits_for_longest_is_served_first():
+    assert order([waiting("a0", "a", since=2.0), waiting("b0", "b", since=1.0)]) == ["b0", "a0"]
+
+
 def test_weights_divide_what_is_served():
     one, two = ([waiting(f"{name}{n}", name) for n in range(40)] for name in "ab")
     served = Counter(name[0] for name in order([*one, *two], tenants={"a": TenantView(3.0)})[:40])

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,10 +170,27 @@ ALL = [worker.worker for worker in workers()]
 def test_who_is_below_its_share_has_others_give_way_once_it_waited():
     running = held_by("flood", ALL)
     pending = [waiting(f"q{n}", "quiet", waits_since_seconds=0.0) for n in range(20)]
-    assert plan_placement(view(pending, running, now=4.0)).suspended == ()
-    plan = plan_placement(view(pending, running, now=6.0))
+    patient = PlacementSettings(patience_seconds=5.0)
+    assert plan_placement(view(pending, running, now=4.0), patient).suspended == ()
+    assert plan_placement(view(pending, running, now=0.0)).suspended == (), "who came this round may find room yet"
+    plan = plan_placement(view(pending, running, now=6.0), patient)
     # Half of 16, the latest started first: what ran for longest is nearest to its end.
     assert plan.suspended == tuple(f"flood-{name}" for name in ALL[:7:-1])
+
+
+def test_whose_next_chunk_is_done_first_gives_way_first():
+    running = [replace(one, boundary_seconds=9.0 - place % 4) for place, one in enumerate(held_by("flood", ALL))]
+    pending = [waiting(f"q{n}", "quiet") for n in range(4)]
+    plan = plan_placement(view(pending, running, now=6.0))
+    assert plan.suspended == tuple(f"flood-{ALL[place]}" for place in (15, 11, 7, 3))
+
+
+def test_who_could_not_go_on_elsewhere_does_not_give_way():
+    running = [*held_by("flood", ALL[:14]), *held_by("bound", ALL[14:], may_leave=False)]
+    running = [replace(one, tenant="flood") for one in running]
+    plan = plan_placement(view([waiting(f"q{n}", "quiet") for n in range(20)], running, now=6.0))
+    assert len(plan.suspended) == 8
+    assert not [name for name in plan.suspended if name.startswith("bound")]
 
 
 def test_who_gives_way_already_is_counted():

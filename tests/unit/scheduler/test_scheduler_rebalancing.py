@@ -60,6 +60,20 @@ def test_sharded_sessions_and_those_that_leave_stay():
     assert moves(twins, [running(f"x{n}", "a", leaving=True) for n in range(3)]) == ()
 
 
+def test_who_could_not_go_on_elsewhere_stays():
+    assert moves([worker("a"), worker("b")], [running(f"x{n}", "a", may_leave=False) for n in range(3)]) == ()
+
+
+def test_a_slow_worker_gives_its_session_to_a_fast_one_that_has_nothing_to_do():
+    slow = worker("a", speed=0.25)
+    (move,) = moves([slow, worker("b")], [running("x", "a", remaining=40.0)])
+    assert (move.session, move.to_worker) == ("x", "b")
+    assert move.gains_seconds == 40.0 * (1 - 0.25) - 1.0
+    assert moves([slow, worker("b")], [running("x", "a", remaining=2.0)]) == (), "hardly anything is left to gain"
+    assert moves([slow, worker("b")], [running("x", "b")]) == ()
+    assert moves([slow, worker("b", speed=0.2)], [running("x", "a")]) == ()
+
+
 def test_where_there_is_no_room_nobody_goes():
     full = worker("b", total=Resources(8, 5, 100))
     assert moves([worker("a"), full], [running(f"x{n}", "a") for n in range(3)]) == ()
@@ -80,6 +94,8 @@ def test_a_round_makes_no_more_moves_than_it_may():
 def test_a_contradiction_is_refused():
     with pytest.raises(SnapshotError):
         moves([worker("a")], [running("x", "nowhere")])
+    with pytest.raises(SnapshotError, match=r"worker a: speed=0.0: must be above 0"):
+        moves([worker("a", speed=0.0)], [])
 
 
 @given(seed=st.integers(0, 10**6))
