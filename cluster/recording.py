@@ -19,10 +19,11 @@ from typing import TextIO, cast, get_args
 
 from scheduler.snapshot import Ranking, Recall
 from scheduler.trace import Observed, SessionTrace, header_line, write_session
+from worldkv.camera.overlaps import centred_frustum
 from worldkv.config import RunConfig
 from worldkv.durations import Span
 from worldkv.errors import ConfigError, OutputError
-from worldkv.memory.policy import MemoryPolicy, parse_policy
+from worldkv.memory.policy import parse_policy
 from worldkv.runs.batch import BatchRollout
 from worldkv.runs.memory_check import chunk_bytes
 from worldkv.runs.meter import COMPUTE_TRACK
@@ -94,7 +95,7 @@ class Recorder:
             arrives_seconds=max(0.0, self._began.pop(name) - self.started),
             scripted=True,
             latent_stride=session.model.video_frames_per_latent,
-            recall=_recall(policy, session.chunks),
+            recall=_recall(session),
             priority=self.priority,
             job=self.job,
             observed=tuple(self._observed.pop(name)),
@@ -108,7 +109,7 @@ def check_replayable(config: RunConfig, file: Path) -> None:
         if policy.remembers and policy.ranking not in REPLAYED:
             raise ConfigError(
                 f"--trace {file}: policy {policy.name} ranks by {policy.ranking}, the simulator replays "
-                f"{' and '.join(REPLAYED)}; leave the policy out"
+                f"{', '.join(REPLAYED)}; leave the policy out"
             )
 
 
@@ -148,8 +149,10 @@ class TraceLog:
             raise OutputError(f"--trace {self.path}: cannot be written: {fault.strerror or fault}") from fault
 
 
-def _recall(policy: MemoryPolicy, chunks: int) -> Recall:
+def _recall(session: Session) -> Recall:
     """Of a policy whose window holds all, all is recent."""
-    recent = chunks if policy.recent_chunks is None else policy.recent_chunks
+    policy = session.policy
+    recent = session.chunks if policy.recent_chunks is None else policy.recent_chunks
     ranking = policy.ranking if policy.ranking in REPLAYED else "pose"
-    return Recall(policy.retrieved_chunks, policy.sink_chunks, recent, cast("Ranking", ranking))
+    seen = centred_frustum(session.trajectory.intrinsics_F4[0], policy.sight) if ranking == "overlap" else None
+    return Recall(policy.retrieved_chunks, policy.sink_chunks, recent, cast("Ranking", ranking), seen)

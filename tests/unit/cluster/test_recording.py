@@ -26,16 +26,25 @@ SETTINGS = (
 
 
 @pytest.fixture
-def recorded(tiny, monkeypatch, tmp_path):
-    """The trace of a small run, and what the run came to."""
+def record(tiny, monkeypatch, tmp_path):
+    """Roll out a small run; its trace, and what the run came to."""
     monkeypatch.setattr(generate, "load_model", lambda config: tiny.model)
-    recorder, log = Recorder(job="night", priority=3), TraceLog(tmp_path / "a" / "run.trace").open(resume=False)
-    config = load(None, [*SETTINGS, f"output.folder={tmp_path / 'run'}"])
-    done = generate.generate(
-        config, meter=Meter(listener=recorder), rolled=lambda under_way: log.add(recorder.lines(under_way))
-    )
-    log.close()
-    return read_trace(log.path), done
+
+    def make(*changes):
+        recorder, log = Recorder(job="night", priority=3), TraceLog(tmp_path / "a" / "run.trace").open(resume=False)
+        config = load(None, [*SETTINGS, f"output.folder={tmp_path / 'run'}", *changes])
+        done = generate.generate(
+            config, meter=Meter(listener=recorder), rolled=lambda under_way: log.add(recorder.lines(under_way))
+        )
+        log.close()
+        return read_trace(log.path), done
+
+    return make
+
+
+@pytest.fixture
+def recorded(record):
+    return record()
 
 
 def test_every_session_is_there_with_its_way_and_how_it_retrieves(recorded, tiny):
@@ -73,6 +82,13 @@ def test_the_simulator_replays_it(recorded):
     assert result["chunks"] == sum(one.chunks for one in sessions)
 
 
+def test_a_run_that_retrieves_by_overlap_is_replayed_with_what_its_camera_sees(record):
+    sessions, _ = record("policies=[worldkv/ranking=overlap]", "worlds.count=1")
+    assert [one.recall.ranking for one in sessions] == ["overlap"]
+    assert sessions[0].recall.frustum.far > 0
+    assert simulate(Simulation(strategies=("planned",)), sessions)["planned"]["chunks"] == sessions[0].chunks
+
+
 def test_what_a_step_gave_that_came_to_nothing_is_not_counted():
     recorder = Recorder()
 
@@ -108,6 +124,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_a_policy_that_the_simulator_cannot_replay_is_named(tmp_path):
     config = load(None, ["policies=[worldkv/ranking=random, sliding]"])
-    with pytest.raises(ConfigError, match="ranks by random, the simulator replays pose and yaw; leave the policy out"):
+    with pytest.raises(
+        ConfigError, match="ranks by random, the simulator replays pose, yaw, overlap; leave"
+    ):
         check_replayable(config, tmp_path)
     check_replayable(load(None, ["policies=[full, sliding, worldkv]"]), tmp_path)
