@@ -91,6 +91,15 @@ def test_the_slab_is_pinned_and_chunks_may_lie_across_its_pieces(device, engine,
     assert room.payload_LN.equal(there.cpu())
 
 
+def test_a_chunk_that_is_put_without_the_engine_may_lie_across_pieces_too(device, on_host):
+    on_host.reserve(1, PIN_PIECE_BYTES - 12_288)
+    ((kv, label),) = chunks(1, device)
+    encoded = CODECS["bf16"].encode(*kv)
+    chunk = make_chunk(tenant=label.tenant, epoch=label.epoch, index=0, c2w_F44=label.c2w_F44, encoded=encoded)
+    on_host.put(chunk)
+    assert on_host.get(chunk.id).encoded.payload_LN.equal(chunk.encoded.payload_LN.cpu())
+
+
 def test_copies_are_right_while_the_slab_is_being_pinned(device, engine):
     tier = HostTier.open("host", 1024 * MIB, headroom=lambda: None)
     sources = [noise(8, MIB, device, seed) for seed in range(16)]

@@ -124,8 +124,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_a_policy_that_the_simulator_cannot_replay_is_named(tmp_path):
     config = load(None, ["policies=[worldkv/ranking=random, sliding]"])
-    with pytest.raises(
-        ConfigError, match="ranks by random, the simulator replays pose, yaw, overlap; leave"
-    ):
+    with pytest.raises(ConfigError, match="ranks by random, the simulator replays pose, yaw, overlap; leave"):
         check_replayable(config, tmp_path)
     check_replayable(load(None, ["policies=[full, sliding, worldkv]"]), tmp_path)

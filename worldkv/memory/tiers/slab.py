@@ -23,6 +23,7 @@ from torch import Tensor
 
 from worldkv.errors import CapacityError, ChunkNotFound, TransferError
 from worldkv.memory.chunk import KVChunk
+from worldkv.memory.fragments import fragments_of
 from worldkv.memory.ticket import Mark
 from worldkv.memory.tiers.extents import Extent, Extents
 
@@ -154,7 +155,7 @@ class SlabTier:
         for mark in reservation.after:
             mark.hold_stream()
         try:
-            reservation.payload_LN.copy_(chunk.encoded.payload_LN)
+            _copy(chunk.encoded.payload_LN, reservation.payload_LN)
         except RuntimeError as fault:
             raise TransferError(
                 f"chunk {chunk.id} from {chunk.encoded.device} to tier {self.name}: 0 of {chunk.encoded.nbytes} "
@@ -280,3 +281,15 @@ def slide(memory_N: Tensor, old: Extent, new: Extent) -> None:
         part = min(SLIDE_BYTES, old.nbytes - done)
         piece_N = memory_N[old.start + done : old.start + done + part]
         memory_N[new.start + done : new.start + done + part] = piece_N.clone()
+
+
+def _copy(source_LN: Tensor, target_LN: Tensor) -> None:
+    if source_LN.device.type == target_LN.device.type:
+        target_LN.copy_(source_LN)
+        return
+    # The driver refuses a copy from one pinned piece of the host's slab into the next.
+    host_LN = target_LN if target_LN.device.type == "cpu" else source_LN
+    source_N, target_N = source_LN.reshape(-1), target_LN.view(-1)
+    layers, layer_bytes = source_LN.shape
+    for start, stop in fragments_of(layers, layer_bytes, host_LN.data_ptr()):
+        target_N[start:stop].copy_(source_N[start:stop])
