@@ -1,6 +1,6 @@
 """One session in one process, and the same over all ranks of a torchrun: time per chunk, weights and memory per rank.
 
-    torchrun --nproc-per-node 2 benchmarks/sharded.py lingbot-world-fast --result benchmarks/sharded_h100_202612
+    torchrun --nproc-per-node 2 benchmarks/sharded.py lingbot-world-fast --result benchmarks/sharded_h100_202611
     torchrun --nproc-per-node 2 benchmarks/sharded.py matrix-game-2-universal --size tiny --chunks 4
 
 Random weights: sizes, kernels, KV and traffic between ranks are those of the real ones. NCCL between GPUs, gloo between

@@ -1,6 +1,6 @@
 """One session over two GPUs: that it is right, and how fast it is against one GPU. One command, under two minutes.
 
-    PYTHONPATH=.:benchmarks:tests/cluster python benchmarks/two_gpus.py --result benchmarks/sharded_h100x2_202612
+    PYTHONPATH=.:benchmarks:tests/cluster python benchmarks/two_gpus.py --result benchmarks/sharded_h100_202611
 
 First a tiny model in float32, over two NCCL ranks against one process, as tests/cluster/test_sharding.py does it. Then
 the full size with random weights by benchmarks/sharded.py: rank 0 alone, then both. Needs torch, numpy, scipy and
