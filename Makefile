@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHECKED := worldkv cluster scheduler monitoring tests benchmarks
 
-.PHONY: rollout test check lint test-conformance format clean
+.PHONY: rollout test test-long check lint test-conformance format clean
 
 rollout: $(VENV)/.installed  ## generate the demo worlds into runs/demo
 	$(BIN)/worldkv rollout configs/demo.yaml --resume
 
-test: $(VENV)/.installed-dev  ## the whole test suite
+test: $(VENV)/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest tests
+
+test-long: $(VENV)/.installed-dev  ## what `test` leaves out: failures that take minutes to play through
+	$(BIN)/python -m pytest -m long tests
 
 check: lint  ## format, lint, types, architecture, unit tests: before every commit
 	$(BIN)/python -m pytest tests/architecture tests/unit

@@ -125,6 +125,7 @@ def test_a_rank_that_is_killed_ends_the_gang_and_another_goes_on_from_the_checkp
     assert max(one.restores for one in saboteur.seen) == 1, "not from its first chunk"
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_ends_the_gang_and_another_goes_on(nodes, play_world, undisturbed, tmp_path):
     """The one where the others meet, and which keeps the pictures."""
     saboteur = Saboteur(send(signal.SIGSTOP), among=lambda stats: stats.worker == "0")
@@ -138,6 +139,7 @@ def test_a_rank_that_hangs_ends_the_gang_and_another_goes_on(nodes, play_world, 
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_a_gang_whose_node_is_killed_goes_on_elsewhere_and_nobody_is_blamed(nodes, play_world, undisturbed, tmp_path):
     # Nobody else has room for two ranks of two cores each.
     roomy = {**NODE, "num_cpus": 4}
@@ -156,6 +158,7 @@ def test_a_gang_whose_node_is_killed_goes_on_elsewhere_and_nobody_is_blamed(node
     assert (tmp_path / "made.mp4").read_bytes() == undisturbed
 
 
+@pytest.mark.long
 def test_a_cancelled_world_ends_within_seconds_and_can_be_resumed(nodes, play_world, undisturbed, tmp_path):
     def cancel(_: object) -> None:
         (folder,) = (tmp_path / "jobs").iterdir()
@@ -173,6 +176,7 @@ def test_a_cancelled_world_ends_within_seconds_and_can_be_resumed(nodes, play_wo
     assert (tmp_path / "made.mp4").read_bytes() == undisturbed
 
 
+@pytest.mark.long
 def test_pictures_that_are_damaged_on_storage_are_made_again(nodes, play_world, undisturbed, tmp_path):
     def damage(_: object) -> None:
         (path,) = (tmp_path / "jobs").glob("*/pictures/000001")
@@ -184,6 +188,7 @@ def test_pictures_that_are_damaged_on_storage_are_made_again(nodes, play_world, 
     assert not list((tmp_path / "jobs").glob("*/pictures/*")), "nothing is kept once the video is there"
 
 
+@pytest.mark.long
 def test_a_world_that_always_fails_is_given_up_with_its_reason(nodes, play_world, tmp_path):
     with pytest.raises(JobError, match=r"given up after 1 tries; the last: ArithmeticError: no way on from here"):
         play_world(rank_class=FaultyRank, settings={"tries": 1})
@@ -197,6 +202,7 @@ def test_what_cannot_be_opened_is_said_at_once_by_its_own_name(nodes, play_world
         play_world(f"memory.tiers=[{{name: device, capacity_mib: 64}}, {disk}]")
 
 
+@pytest.mark.long
 def test_ranks_may_be_on_several_nodes_and_keep_their_own_disks(nodes, play_world, undisturbed, tmp_path):
     disk = f"{{name: disk, capacity_mib: 64, folder: {tmp_path}/disk}}"
     play_world(

@@ -15,7 +15,7 @@ from conftest import SETTINGS
 
 from cluster.nodes import Node, started, stop
 
-pytestmark = [pytest.mark.cluster]
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 WITHIN_SECONDS = 120
 # Ray itself would end the driver after sixty, with a line of its own.
 TOLD_WITHIN_SECONDS = 45
