@@ -56,7 +56,7 @@ def gcs_of(node: Node) -> int:
 def test_a_head_that_dies_ends_its_drivers_in_one_line_and_the_job_goes_on_in_a_new_cluster(
     environment, tiny_weights, undisturbed, tree, tmp_path
 ):
-    overrides = ("trajectory.video_frames=96", "policies=sliding")
+    overrides = ("trajectory.video_frames=240", "policies=sliding")
     settings = (*SETTINGS, f"model.weights={tiny_weights}", "output.folder=runs/one", *overrides)
     words = [word for setting in settings for word in ("--set", setting)]
 
