@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import time
 from collections import Counter, defaultdict
@@ -28,6 +29,7 @@ from worldkv.runs.batch import BatchRollout
 from worldkv.runs.memory_check import chunk_bytes
 from worldkv.runs.meter import COMPUTE_TRACK
 from worldkv.session import Session
+from worldkv.writable import check_writable
 
 REPLAYED = get_args(Ranking)
 
@@ -102,8 +104,8 @@ class Recorder:
         )
 
 
-def check_replayable(config: RunConfig, file: Path) -> None:
-    """Raise ConfigError where a policy retrieves as the simulator cannot."""
+def check_trace(config: RunConfig, file: Path) -> None:
+    """Raise ConfigError where a policy retrieves as the simulator cannot, OutputError where the file cannot be made."""
     for text in config.policies:
         policy = parse_policy(text)
         if policy.remembers and policy.ranking not in REPLAYED:
@@ -111,6 +113,12 @@ def check_replayable(config: RunConfig, file: Path) -> None:
                 f"--trace {file}: policy {policy.name} ranks by {policy.ranking}, the simulator replays "
                 f"{', '.join(REPLAYED)}; leave the policy out"
             )
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        check_writable(file.parent)
+    except OSError as fault:
+        raise OutputError(f"--trace {file}: cannot be written: {fault.strerror or fault}") from fault
 
 
 @dataclass

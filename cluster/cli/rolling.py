@@ -64,9 +64,9 @@ def rollout(
     if in_process and exporter is not None:
         raise ConfigError(f"--exporter {exporter}: metrics are served for a job on workers; leave out --in-process")
     if trace is not None:
-        from cluster.recording import check_replayable
+        from cluster.recording import check_trace
 
-        check_replayable(resolved, trace)
+        check_trace(resolved, trace)
     if in_process:
         _in_process(resolved, command, trace, resume=resume)
         return

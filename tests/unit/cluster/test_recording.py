@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cluster.recording import Recorder, TraceLog, check_replayable
+from cluster.recording import Recorder, TraceLog, check_trace
 from scheduler.simulate import Simulation, simulate
 from scheduler.trace import read_trace
 from worldkv.config import load
@@ -125,5 +125,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 def test_a_policy_that_the_simulator_cannot_replay_is_named(tmp_path):
     config = load(None, ["policies=[worldkv/ranking=random, sliding]"])
     with pytest.raises(ConfigError, match="ranks by random, the simulator replays pose, yaw, overlap; leave"):
-        check_replayable(config, tmp_path)
-    check_replayable(load(None, ["policies=[full, sliding, worldkv]"]), tmp_path)
+        check_trace(config, tmp_path / "run.trace")
+    check_trace(load(None, ["policies=[full, sliding, worldkv]"]), tmp_path / "new" / "run.trace")
+
+
+def test_a_trace_that_cannot_be_made_is_refused_before_anything_is_rolled_out(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "run.trace"):
+        with pytest.raises(OutputError, match=f"--trace {place}: cannot be written: "):
+            check_trace(load(None), place)
