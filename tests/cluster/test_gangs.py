@@ -115,6 +115,7 @@ def test_two_ranks_make_the_pictures_of_one_process(nodes, make_world, undisturb
     assert float(psnr(found, expected).min()) > 40
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_gang_and_another_goes_on_from_the_checkpoint(
     nodes, play_world, undisturbed, tmp_path
 ):
@@ -238,6 +239,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.long
 def test_a_driver_that_is_stopped_and_one_that_is_killed_are_resumed_to_the_same_video(
     worldkv, make_world, undisturbed, tmp_path
 ):
