@@ -30,6 +30,14 @@ def submit(config: PlayConfig, command: str, place: Place, *, resume: bool, prio
     carry_out(record, place, resume=resume, again=f"{command} --resume")
 
 
+def check(place: Place) -> None:
+    """Raise ConfigError for an option that goes with rollouts of many worlds alone."""
+    if place.workers is not None:
+        raise ConfigError(f"--workers {place.workers}: a world is played by as many as model.ranks says; leave it out")
+    if place.trace is not None:
+        raise ConfigError(f"--trace {place.trace}: the world of a published model leaves none; leave it out")
+
+
 def carry_out(record: JobRecord, place: Place, *, resume: bool, again: str) -> None:
     """Carry a job out under a progress bar, and tell of it; `again` is the command that goes on with it."""
     from cluster.places import absolute_play
@@ -37,10 +45,7 @@ def carry_out(record: JobRecord, place: Place, *, resume: bool, again: str) -> N
     from worldkv.cli.stopping import stoppable
     from worldkv.runs import play
 
-    if place.workers is not None:
-        raise ConfigError(f"--workers {place.workers}: a world is played by as many as model.ranks says; leave it out")
-    if place.trace is not None:
-        raise ConfigError(f"--trace {place.trace}: the world of a published model leaves none; leave it out")
+    check(place)
     config = absolute_play(record.play_config(), Path(record.base))
     play.check_video(config.video)
     play.prepare(config)

@@ -55,7 +55,8 @@ def rollout(
     place = Place(address, workers, jobs, checkpoint, tries, wait, per_worker, exporter, trace)
     if rolling.of_published_model(config, set_ or []):
         played, command = rolling.resolve_play(config, set_ or [], dry_run=dry_run)
-        if in_process and trace is None:
+        playing.check(place)
+        if in_process:
             rolling.play_in_process(played, resume=resume)
         else:
             playing.submit(played, command, place, resume=resume, priority=priority)

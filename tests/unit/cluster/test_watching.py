@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from cluster.chunks.connect import Overview
-from cluster.ledger import JobState
+from cluster.ledger import JobState, new_play_record
 from cluster.watching import Watcher, exported, snapshot_of
 from monitoring.snapshot import GpuStats
-from worldkv.config import load
+from worldkv.config import load, load_as
 from worldkv.errors import ConfigError, TransferError
+from worldkv.runs.play_config import PlayConfig
 from worldkv.stats import Durations, MemoryStats, WorkerStats, WorkStats
 
 STATE = JobState("running", told=5.0, driver="here:1", episodes=3, wanted=8)
@@ -35,6 +36,26 @@ def test_a_worker_is_told_with_its_figures_and_sessions(record):
     assert [(s.tenant, s.state, s.sessions) for s in first.sessions] == [("lab", "running", 2)]
     assert [s.state for s in second.sessions] == ["idle"]
     assert snapshot.taken_at == 5.0
+
+
+def test_a_published_models_world_is_told_with_its_tenants_quotas(tmp_path):
+    config = load_as(
+        PlayConfig,
+        None,
+        [
+            "model={name: lingbot-world-fast, random_weights: 1, size: tiny}",
+            "inputs={image: first.png, prompt: a room, trajectory: R_L20_24}",
+            "video=made.mp4",
+            "memory={tenant: lab, tiers: [{name: device, capacity_mib: 64}]}",
+            "memory.shares=[{tier: device, tenant: lab, limit_mib: 8}]",
+        ],
+    )
+    told = []
+    watcher = Watcher(
+        new_play_record(config, base=tmp_path, command="worldkv rollout", priority=0), told.append, lambda _: ()
+    )
+    watcher([worker("0", sessions=1)], STATE)
+    assert (told[0].jobs[0].state, told[0].tenants[0].limit_bytes) == ("running", {"device": 8 << 20})
 
 
 def test_a_worker_without_a_model_has_no_figures_yet(record):
